@@ -1,0 +1,194 @@
+"""An experiment is data: the frozen dataclass tree that names a task, its datasets, its learner and how to run them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from raylingvo.config import FrozenDict
+from raylingvo.data.dataset import Dataset
+from raylingvo.models.task import Task
+from raylingvo.training.learner import Learner
+
+# Which snapshots an Evaler or Decoder works on: the newest one whenever it is free (the others are counted as
+# skipped), every one in order (they wait for it in the store), or only the run's last one.
+Policy = Literal["latest", "every", "last"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Snapshots:
+    """When the Trainer publishes its weights to the SnapshotStore, and how much memory the store may hold."""
+
+    every_steps: int = 100
+    # The whole train state (optimizer slots too), from which a lost Trainer recovers, goes with every k-th snapshot.
+    state_every: int = 1
+    # Bounds on what the store keeps in memory. Snapshots that a reader still has to see (policy `every`) move to
+    # local disk beyond them; all others are dropped, oldest first.
+    max_bytes: int = 2 << 30
+    max_count: int = 8
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "every_steps", "state_every", "max_bytes", "max_count")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Best:
+    """Keep the checkpoints that score best on an evaluation metric."""
+
+    metric: str  # DATASET/NAME, for example test/accuracy
+    mode: Literal["min", "max"]
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "keep")
+        _dataset_and_name("metric", self.metric)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When checkpoints are written (the last step's always is) and which are kept (the newest always is)."""
+
+    every_steps: int | None = None
+    every_seconds: float | None = 600.0  # Lingvo's save_interval_seconds
+    keep_last: int = 3
+    keep_every_seconds: float | None = None  # besides, one in every so many seconds for ever
+    best: Best | None = None  # besides, the best by a metric
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "every_steps", "keep_last")
+        _positive(self, "every_seconds", "keep_every_seconds")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EarlyStop:
+    """Stop when an evaluation metric has not improved by more than `tolerance` for `window` steps."""
+
+    metric: str  # DATASET/NAME
+    mode: Literal["min", "max"]
+    window: int  # steps
+    tolerance: float = 0.0
+    min_steps: int = 0  # never stop before this step
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "window")
+        _at_least(self, 0, "tolerance", "min_steps")
+        _dataset_and_name("metric", self.metric)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """The Trainer's settings."""
+
+    dataset: str = "train"
+    batch_size: int
+    max_steps: int
+    seed: int = 0
+    report_every_steps: int = 100
+    snapshots: Snapshots = Snapshots()
+    checkpoints: Checkpoints = Checkpoints()
+    early_stop: EarlyStop | None = None
+    # Updates with a non-finite loss or gradient are skipped. After this many in a row the Trainer rolls back to the
+    # last good snapshot and goes on with the following batches; the run fails when that did not help so many times.
+    max_nonfinite_in_a_row: int = 10
+    max_rollbacks: int = 3
+    # How often a Trainer that died (not one that failed) is started again from its newest state.
+    max_restarts: int = 3
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "batch_size", "max_steps", "report_every_steps", "max_nonfinite_in_a_row")
+        _at_least(self, 0, "seed", "max_rollbacks", "max_restarts")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How an Evaler or a Decoder reads snapshots and one dataset."""
+
+    policy: Policy = "latest"
+    batch_size: int | None = None  # None: train.batch_size
+    max_examples: int | None = None  # None: the whole dataset
+    max_restarts: int = 3  # how often a role that died is started again
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "batch_size", "max_examples")
+        _at_least(self, 0, "max_restarts")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoleResources:
+    """What one role asks of Ray."""
+
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0
+    custom: Mapping[str, float] = FrozenDict()  # e.g. {TPU: 4}
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "num_cpus", "num_gpus")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Resources by role; Evalers and Decoders share what is left of a small machine unless told otherwise."""
+
+    trainer: RoleResources = RoleResources(num_cpus=1.0)
+    evaler: RoleResources = RoleResources()
+    decoder: RoleResources = RoleResources()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that determines a run, except where it runs.
+
+    `eval` and `decode` are keyed by dataset name: there is one Evaler, and one Decoder, for each entry.
+    Raises ValueError when the parts do not fit together.
+    """
+
+    name: str = ""
+    task: Task
+    datasets: Mapping[str, Dataset]
+    learner: Learner
+    train: Train
+    eval: Mapping[str, Reading] = FrozenDict()
+    decode: Mapping[str, Reading] = FrozenDict()
+    resources: Resources = Resources()
+
+    def __post_init__(self) -> None:
+        for field in ("datasets", "eval", "decode"):
+            object.__setattr__(self, field, FrozenDict(getattr(self, field)))
+        for field, names in (("train.dataset", [self.train.dataset]), ("eval", self.eval), ("decode", self.decode)):
+            for name in names:
+                if name not in self.datasets:
+                    raise ValueError(f"{field}: no dataset {name!r}; the experiment has {', '.join(self.datasets)}")
+        for name in self.datasets:
+            if not name.isidentifier():
+                raise ValueError(f"datasets: {name!r} is not a name of letters, digits and _")
+        best, stop = self.train.checkpoints.best, self.train.early_stop
+        for field, metric in (
+            ("train.checkpoints.best.metric", best and best.metric),
+            ("train.early_stop.metric", stop and stop.metric),
+        ):
+            if metric and metric.split("/")[0] not in self.eval:
+                raise ValueError(f"{field}: {metric!r} is of a dataset that is not evaluated; eval has {', '.join(self.eval)}")
+
+    def reading_batch_size(self, reading: Reading) -> int:
+        """The batch size an Evaler or Decoder uses."""
+        return reading.batch_size or self.train.batch_size
+
+
+def _at_least(config: object, minimum: float, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and not value >= minimum:
+            raise ValueError(f"{field} must be >= {minimum} (got {value})")
+
+
+def _positive(config: object, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and not value > 0:
+            raise ValueError(f"{field} must be > 0 (got {value})")
+
+
+def _dataset_and_name(field: str, value: str) -> None:
+    if not all(value.partition("/")[::2]):
+        raise ValueError(f"{field} must be DATASET/NAME, such as test/accuracy (got {value!r})")

@@ -1,0 +1,51 @@
+"""The contract between a model family and the roles: `Task`."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+    from flax import nnx
+
+# A batch on the host (numpy) or on the device (jax): field name -> array whose first axis is the batch.
+Batch = Mapping[str, Any]
+# Metric name -> (value, weight), both scalars. A mean over batches is sum(value * weight) / sum(weight).
+# A name that starts with `num_` is a count instead: its total is sum(value * weight).
+WeightedMetrics = dict[str, tuple[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(abc.ABC):
+    """Model, loss, metrics and decoding for one problem: configuration as fields, behaviour as pure functions.
+
+    The functions of (model, batch) are traced by jit: they must not change the task, and everything random
+    comes from `rng`. Every batch has a field `weight`, f32[B]; rows of weight 0 are padding and must not
+    count in any loss, metric or output.
+    """
+
+    @abc.abstractmethod
+    def init(self, rngs: nnx.Rngs) -> nnx.Module:
+        """The model with freshly initialised variables."""
+
+    @abc.abstractmethod
+    def loss(self, model: nnx.Module, batch: Batch, rng: jax.Array) -> tuple[jax.Array, WeightedMetrics]:
+        """The scalar f32[] to minimise, in training mode, and the metrics of the batch."""
+
+    @abc.abstractmethod
+    def eval_metrics(self, model: nnx.Module, batch: Batch) -> WeightedMetrics:
+        """The metrics of a batch in evaluation mode (no dropout, nothing random)."""
+
+    @abc.abstractmethod
+    def decode(self, model: nnx.Module, batch: Batch) -> Any:
+        """Outputs of a batch: a pytree of arrays, computed on the device."""
+
+    @abc.abstractmethod
+    def postprocess(
+        self, decoded: Any, batch: Mapping[str, np.ndarray]
+    ) -> tuple[list[tuple[str, dict[str, Any]]], WeightedMetrics]:
+        """On the host: `decode`'s result as numpy, and its batch -> (one (key, JSON-able dict) per real example, metrics)."""
