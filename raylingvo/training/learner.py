@@ -29,12 +29,11 @@ class Learner:
         if not self.clip_gradient_norm_to_value >= 0:
             raise ValueError(f"clip_gradient_norm_to_value must be >= 0 (got {self.clip_gradient_norm_to_value})")
 
-    def build(self) -> optax.GradientTransformationExtraArgs:
-        """The optax transformation; its state carries `learning_rate` as an array, so that a new rate needs no recompilation."""
+    def build(self) -> optax.GradientTransformation:
+        """Gradients -> direction of unit rate. The step multiplies it by -learning_rate * schedule(step).
+
+        The rate is kept out of the transformation, as an array in the train state, so that a sweep changes it
+        without recompiling.
+        """
         clip = self.clip_gradient_norm_to_value
-
-        def chain(learning_rate: float) -> optax.GradientTransformation:
-            parts = [optax.clip_by_global_norm(clip)] if clip else []
-            return optax.chain(*parts, self.optimizer.build(), optax.scale_by_learning_rate(learning_rate))
-
-        return optax.inject_hyperparams(chain)(learning_rate=self.learning_rate)
+        return optax.chain(*([optax.clip_by_global_norm(clip)] if clip else []), self.optimizer.build())
