@@ -1,0 +1,94 @@
+"""Experiments by name: `@register`, and lazy import by dotted name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from raylingvo.errors import RequestError
+from raylingvo.experiment import Experiment
+
+_BUILT_IN = "raylingvo.models"
+_registry: dict[str, Callable[[], Experiment]] = {}
+
+
+def register(name: str) -> Callable[[Callable[[], Experiment]], Callable[[], Experiment]]:
+    """Registers a function of no arguments that returns an Experiment under `family.module.Name`.
+
+    The name is the one `get` takes, and says where the function lives: `get("my.module.MyModel")` imports `my.module`
+    (from raylingvo's own families first, then from any importable package or the current directory).
+    Raises ValueError if the name has no dot or another function has it.
+    """
+    if "." not in name:
+        raise ValueError(f"an experiment's name must be module.Name (got {name!r})")
+
+    def add(function: Callable[[], Experiment]) -> Callable[[], Experiment]:
+        known = _registry.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
+            raise ValueError(f"{name!r} is registered twice: {_where(known)} and {_where(function)}")
+        _registry[name] = function
+        return function
+
+    return add
+
+
+def get(name: str) -> Experiment:
+    """The registered experiment of that name. Raises RequestError, with the closest names, if there is none."""
+    if name not in _registry:
+        _import_module_of(name)
+    if name not in _registry:
+        known = names()
+        # The last part first: people remember LeNet5 and forget where it lives.
+        leaf = name.rpartition(".")[2].lower()
+        same_leaf = [other for other in known if other.rpartition(".")[2].lower() == leaf]
+        close = list(dict.fromkeys(same_leaf + difflib.get_close_matches(name, known, n=3, cutoff=0.5)))
+        hint = f"did you mean {' or '.join(close)}?" if close else "`raylingvo list` shows what there is"
+        raise RequestError(f"no experiment {name!r}; {hint}")
+    return dataclasses.replace(_registry[name](), name=name)
+
+
+def names() -> list[str]:
+    """Every registered name, sorted: raylingvo's own families (imported now) and what has been imported besides."""
+    package = importlib.import_module(_BUILT_IN)
+    for module in pkgutil.walk_packages(package.__path__, prefix=f"{_BUILT_IN}."):
+        importlib.import_module(module.name)
+    return sorted(_registry)
+
+
+def description(name: str) -> str:
+    """The first line of the docstring of a registered experiment."""
+    return (_registry[name].__doc__ or "").strip().partition("\n")[0]
+
+
+def _import_module_of(name: str) -> None:
+    module = name.rpartition(".")[0]
+    if not module:
+        return
+    if (current := str(Path.cwd())) not in sys.path:
+        sys.path.append(current)
+    for candidate in (f"{_BUILT_IN}.{module}", module):
+        if _exists(candidate):
+            try:
+                importlib.import_module(candidate)
+            except Exception as error:
+                # The user's own module is broken: say which and why. `raise from` keeps the trace for --debug readers.
+                raise RequestError(f"{candidate} could not be imported: {type(error).__name__}: {error}") from error
+            if name in _registry:
+                return
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent that is not a package, or a malformed name
+        return False
+
+
+def _where(function: Callable[[], Experiment]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"

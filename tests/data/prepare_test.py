@@ -1,0 +1,27 @@
+"""The registry of recipes."""
+
+import importlib
+import inspect
+
+import pytest
+
+from raylingvo.data.prepare import RECIPES, prepare
+from raylingvo.errors import RequestError
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_called(name):
+    recipe = importlib.import_module(RECIPES[name]).prepare
+    assert list(inspect.signature(recipe).parameters) == ["from_path", "root"]
+
+
+def test_an_unknown_recipe_names_the_closest():
+    with pytest.raises(RequestError, match="no recipe 'minst' to prepare data; closest: mnist"):
+        prepare("minst")
+    with pytest.raises(RequestError, match="closest: mnist"):
+        prepare("zzz")
+
+
+def test_a_path_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(RequestError, match=r"--from .*/nowhere does not exist"):
+        prepare("mnist", tmp_path / "nowhere")
