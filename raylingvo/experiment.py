@@ -16,6 +16,25 @@ from raylingvo.training.learner import Learner
 Policy = Literal["latest", "every", "last"]
 
 
+def _at_least(config: object, minimum: float, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and not value >= minimum:
+            raise ValueError(f"{field} must be >= {minimum} (got {value})")
+
+
+def _positive(config: object, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and not value > 0:
+            raise ValueError(f"{field} must be > 0 (got {value})")
+
+
+def _dataset_and_name(field: str, value: str) -> None:
+    if not all(value.partition("/")[::2]):
+        raise ValueError(f"{field} must be DATASET/NAME, such as test/accuracy (got {value!r})")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Snapshots:
     """When the Trainer publishes its weights to the SnapshotStore, and how much memory the store may hold."""
@@ -124,6 +143,7 @@ class RoleResources:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "num_cpus", "num_gpus")
+        object.__setattr__(self, "custom", FrozenDict(self.custom))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,22 +193,3 @@ class Experiment:
     def reading_batch_size(self, reading: Reading) -> int:
         """The batch size an Evaler or Decoder uses."""
         return reading.batch_size or self.train.batch_size
-
-
-def _at_least(config: object, minimum: float, *fields: str) -> None:
-    for field in fields:
-        value = getattr(config, field)
-        if value is not None and not value >= minimum:
-            raise ValueError(f"{field} must be >= {minimum} (got {value})")
-
-
-def _positive(config: object, *fields: str) -> None:
-    for field in fields:
-        value = getattr(config, field)
-        if value is not None and not value > 0:
-            raise ValueError(f"{field} must be > 0 (got {value})")
-
-
-def _dataset_and_name(field: str, value: str) -> None:
-    if not all(value.partition("/")[::2]):
-        raise ValueError(f"{field} must be DATASET/NAME, such as test/accuracy (got {value!r})")

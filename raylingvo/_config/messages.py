@@ -32,8 +32,9 @@ def unknown_key(key: str, value: object, keys: Mapping[str, str], parent: str) -
     keys: the real keys among which to look for the closest, with their types in words. parent: the longest beginning of
     `key` that exists ("" for the root); if nothing is close, the message lists its parts.
     """
-    closeness = {other: _closeness(key, other) for other in keys if not f"{key}.".startswith(f"{other}.")}
-    near = sorted((other for other in closeness if closeness[other] >= _CLOSE), key=lambda other: -closeness[other])
+    ranked = sorted(((_closeness(key, other), other) for other in keys if other != parent), reverse=True)
+    # Keys of one long path are all alike: what is far behind the best is left out.
+    near = [other for (score, _), other in ranked if score >= max(_CLOSE, ranked[0][0][0] - 0.15)]
     if near:
         hint = f"did you mean {' or '.join(f'{other} ({keys[other]})' for other in near[:3])}?"
     else:
@@ -43,9 +44,10 @@ def unknown_key(key: str, value: object, keys: Mapping[str, str], parent: str) -
     return RequestError(f"unknown key {key} (got {echo(value)}); {hint}")
 
 
-def _closeness(key: str, other: str) -> float:
-    """1 for the same key, or the same last name; 0 for keys without common letters."""
+def _closeness(key: str, other: str) -> tuple[float, float]:
+    """How alike two keys are, 0 to 1: by their last names or as a whole, whichever is more; then as a whole."""
+    whole = difflib.SequenceMatcher(None, key, other).ratio()
     last, other_last = key.rpartition(".")[2], other.rpartition(".")[2]
     if len(last) > 1 and last == "".join(word[:1] for word in other_last.split("_")):
-        return 0.95  # initials: lr, the learning_rate
-    return max(difflib.SequenceMatcher(None, a, b).ratio() for a, b in ((key, other), (last, other_last)))
+        return 0.95, whole  # initials: lr, the learning_rate
+    return max(whole, difflib.SequenceMatcher(None, last, other_last).ratio()), whole

@@ -94,7 +94,7 @@ class Node(Container):
         raise RequestError(f"{join(key, CLASS)}: {self._advice()} (got {echo(named)})")
 
     def _advice(self) -> str:
-        known = [class_name(cls) for cls in _subclasses(self._declared) if _is_concrete(cls)]
+        known = [name for cls in _subclasses(self._declared) if _is_concrete(cls) and _is_name(name := class_name(cls))]
         expected = f"expected the name of a dataclass that is a {class_name(self._declared)}"
         return f"{expected}, such as {', '.join(known[:5])}" if known else expected
 
@@ -151,9 +151,9 @@ def import_class(name: str) -> Any:
 
     Raises RequestError if there is no such thing, or its module cannot be imported.
     """
-    parts = name.split(".")
-    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+    if not _is_name(name):
         raise RequestError(f"{name!r} is not the dotted name of a class")
+    parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:length])
         try:
@@ -168,6 +168,10 @@ def import_class(name: str) -> Any:
         except AttributeError as error:
             raise RequestError(f"cannot import {name!r}: {error}") from error
     raise RequestError(f"cannot import {name!r}: no module {parts[0]}")
+
+
+def _is_name(name: str) -> bool:
+    return "." in name and all(part.isidentifier() for part in name.split("."))  # a local class has none
 
 
 def _placed(message: str, key: str, fields: Mapping[str, FieldType]) -> str:

@@ -20,7 +20,7 @@ from raylingvo.errors import RequestError
 _TAG = "tag:yaml.org,2002:"
 _NULL = re.compile(r"null|~|")
 _BOOL = re.compile(r"true|false")
-_INT = re.compile(r"[-+]?[0-9]+")
+_INT = re.compile(r"[-+]?[0-9]{1,4300}")  # Python converts no longer ones
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 

@@ -19,7 +19,6 @@ from raylingvo._config import text as config_text
 from raylingvo._config.messages import echo, join, wrong_value
 from raylingvo.errors import RequestError
 
-
 _Test = Callable[[Any], bool]
 
 

@@ -19,7 +19,7 @@ from raylingvo.monitor.status import ReaderStatus, Status, StoreStatus, TrainerS
 
 _SECONDS_BETWEEN_FRAMES = 0.1
 # From these widths (columns) on there is room for a progress bar and a column of examples/s; for a third metric.
-_WIDE = 110
+_WIDE = 120
 _VERY_WIDE = 140
 
 _STYLES = {

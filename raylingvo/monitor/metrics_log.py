@@ -119,8 +119,12 @@ def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
             if number == len(lines):  # the writer was killed, or is still writing
                 break
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-        if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
-            raise ValueError(f"{path}, line {number}: not an object with an integer step (got {line.decode()})")
+        if not (
+            isinstance(record, dict)
+            and isinstance(record.get("step"), int)
+            and isinstance(record.get("time"), int | float)
+        ):
+            raise ValueError(f"{path}, line {number}: not an object with a step and a time (got {line.decode()})")
         records.append(record)
     return records
 

@@ -29,7 +29,7 @@ class Run:
     """One logdir, as it was when read; metrics are read when first asked for."""
 
     logdir: Path
-    info: Mapping[str, Any]  # run.json
+    info: Mapping[str, Any]  # run.json; started and ended are Unix seconds
     config_text: str  # config.yaml, "" if the run ended before it was written
 
     @property
@@ -177,7 +177,7 @@ def _raise(error: OSError) -> None:
 def _read_metrics(folder: Path) -> list[Record]:
     try:
         return read_metrics(folder)
-    except ValueError as error:
+    except (OSError, ValueError) as error:  # both name the file
         raise RequestError(_one_line(error)) from error
 
 

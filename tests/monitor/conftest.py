@@ -1,4 +1,4 @@
-"""Made-up runs (logdirs as a finished run leaves them, the status of a running one), and a reader of TensorBoard events."""
+"""Made-up runs (logdirs of finished ones, the status of a running one), and a reader of TensorBoard events."""
 
 import copy
 import json

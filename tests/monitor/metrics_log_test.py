@@ -119,7 +119,7 @@ def test_reading_what_is_not_there_gives_nothing(tmp_path):
     assert read_metrics(tmp_path / "absent") == []
 
 
-@pytest.mark.parametrize("line", ["garbage", "[1]", '{"time": 1.0}'])
+@pytest.mark.parametrize("line", ["garbage", "[1]", '{"time": 1.0}', '{"step": 1}'])
 def test_damage_that_no_crash_explains_is_reported_with_its_line(tmp_path, line):
     good = '{"step": 1, "time": 0.0}'
     (tmp_path / "metrics.jsonl").write_text(f"{good}\n{line}\n{good}\n")

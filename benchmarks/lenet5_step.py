@@ -1,0 +1,133 @@
+"""LeNet-5's train step against the same step written with lax.conv_general_dilated, nnx.max_pool and autodiff.
+
+    python benchmarks/lenet5_step.py [--batch-size 256] [--rounds 5] [--steps 4]
+
+Both train in this process, from the same weights, on the same batches of scikit-learn's digits, with the same dropout
+and our Adam; float32, whatever cores the process may use. Their first 20 losses are compared, which also warms them up;
+then they are timed in turns of `--steps` steps, so that what else the machine does hits both. Prints one JSON line;
+`ratio` is the median over rounds of baseline seconds / our seconds. Exit status 1 if a loss differs by more than 1e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from raylingvo.data.images import Digits
+from raylingvo.models.image.classifier import ImageClassification
+from raylingvo.models.image.lenet import LeNet5, LeNet5Module
+from raylingvo.training.learner import Learner
+
+_COMPARED_STEPS = 20
+_TOLERANCE = 1e-4
+
+
+class PlainConvReluPool(nnx.Module):
+    """What one writes first."""
+
+    def __init__(self, kernel: nnx.Param) -> None:
+        self.kernel = kernel
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = lax.conv_general_dilated(
+            x, self.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return nnx.max_pool(jax.nn.relu(y), (2, 2), (2, 2))
+
+
+class Run:
+    """A model in training: `step()` returns the loss."""
+
+    def __init__(self, model: nnx.Module, batches: Iterator[dict[str, np.ndarray]]) -> None:
+        graphdef, params = nnx.split(model, nnx.Param)
+        self._state = (params, _LEARNER.build().init(params), jnp.int32(0))
+        self._step = jax.jit(functools.partial(_train_step, graphdef), donate_argnums=0)
+        self._batches = batches
+
+    def step(self) -> jax.Array:
+        self._state, loss = self._step(self._state, next(self._batches))
+        return loss
+
+    def seconds(self, steps: int) -> float:
+        """Of `steps` steps, until the last one's weights are there."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        jax.block_until_ready(self._state)
+        return time.perf_counter() - start
+
+
+_TASK = ImageClassification(model=LeNet5())
+_LEARNER = Learner(learning_rate=1e-4)
+
+
+def _train_step(graphdef: Any, state: Any, batch: Any) -> Any:
+    params, opt_state, step = state
+    rng = jax.random.fold_in(jax.random.key(1), step)
+    loss_fn: Callable[[Any], Any] = lambda params: _TASK.loss(nnx.merge(graphdef, params, copy=True), batch, rng)[0]  # noqa: E731
+    loss, grads = jax.value_and_grad(loss_fn)(params)
+    direction, opt_state = _LEARNER.build().update(grads, opt_state, params)
+    rate = _LEARNER.learning_rate * _LEARNER.schedule(step)
+    return (jax.tree.map(lambda p, d: p - rate * d, params, direction), opt_state, step + 1), loss
+
+
+def _plain(model: LeNet5Module) -> nnx.Module:
+    model.conv1, model.conv2 = PlainConvReluPool(model.conv1.kernel), PlainConvReluPool(model.conv2.kernel)
+    return model
+
+
+def _batches(batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    source = Digits(split="train").open()
+    order = np.random.default_rng(0)
+    weight = np.ones(batch_size, np.float32)
+    chosen = [order.choice(len(source), batch_size, replace=False) for _ in range(_COMPARED_STEPS)]
+    return itertools.cycle([source.take(indices) | {"weight": weight} for indices in chosen])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="steps of each version in a round")
+    args = parser.parse_args()
+
+    ours = Run(LeNet5().build(nnx.Rngs(0)), _batches(args.batch_size))
+    baseline = Run(_plain(LeNet5().build(nnx.Rngs(0))), _batches(args.batch_size))
+    losses = [(float(ours.step()), float(baseline.step())) for _ in range(_COMPARED_STEPS)]
+    difference = max(abs(a - b) for a, b in losses)
+
+    seconds = [(ours.seconds(args.steps), baseline.seconds(args.steps)) for _ in range(args.rounds)]
+    our_median, baseline_median = (statistics.median(column) for column in zip(*seconds, strict=True))
+    result = {
+        "benchmark": "lenet5_step",
+        "ratio": round(statistics.median(b / a for a, b in seconds), 3),
+        "ratio_of_rounds": [round(b / a, 3) for a, b in seconds],
+        "steps_per_second": round(args.steps / our_median, 3),
+        "baseline_steps_per_second": round(args.steps / baseline_median, 3),
+        "max_loss_difference": difference,
+        "first_loss": losses[0][0],
+        "last_compared_loss": losses[-1][0],
+        "batch_size": args.batch_size,
+        "device": jax.devices()[0].device_kind,
+        "cpus": len(os.sched_getaffinity(0)),
+    }
+    print(json.dumps(result))
+    return 0 if difference <= _TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""What the Trainer says of itself: reports written off the training thread, and the speed of its steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from raylingvo.monitor.metrics_log import MetricsLog, read_metrics
+
+
+class Reporter:
+    """Writes train/metrics.jsonl in a thread of its own: a slow disk delays no step.
+
+    A failed write is raised by the next call, at the latest by `close`. `last` is the newest report; it travels with
+    every snapshot, so that one that was announced but not yet written is written by the Trainer that resumes from it.
+    """
+
+    def __init__(self, directory: Path, *, last_step: int, last: Mapping[str, Any] | None):
+        self._log = MetricsLog(directory, last_step=last_step)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="report")
+        self._written: Future[None] | None = None
+        self.last = dict(last) if last else None
+        if self.last and self.last["step"] not in {record["step"] for record in read_metrics(directory)}:
+            self._submit(self.last)
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records the metrics of the steps since the last report."""
+        self._raise_error()
+        self.last = {"step": step, "time": time.time(), "metrics": dict(metrics)}
+        self._submit(self.last)
+
+    def close(self) -> None:
+        try:
+            self._raise_error()
+        finally:
+            self._executor.shutdown()
+            self._log.close()
+
+    def _submit(self, report: Mapping[str, Any]) -> None:
+        self._written = self._executor.submit(
+            self._log.write, report["step"], report["metrics"], time=report["time"]
+        )
+
+    def _raise_error(self) -> None:
+        if self._written is not None:
+            self._written.result()
+
+
+class StepClock:
+    """The speed of steps, and the share of the time spent waiting for input, since the last report."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self.first_step_time: float | None = None  # Unix seconds
+        self._first_step = 0
+        self._start, self._start_step, self._waited = time.monotonic(), 0, 0.0
+
+    def first_step(self, step: int) -> None:
+        """The first step of this process has finished: what it compiled is not counted as speed."""
+        self.first_step_time, self._first_step = time.time(), step
+        self._start, self._start_step, self._waited = time.monotonic(), step, 0.0
+        self._first_end = self._start
+
+    def waited(self, seconds: float) -> None:
+        """The loop waited so long for a batch."""
+        self._waited += seconds
+
+    def lap(self, step: int) -> dict[str, float]:
+        """Rates since the last lap, as metrics."""
+        rates = self.rates(step)
+        self._start, self._start_step, self._waited = time.monotonic(), step, 0.0
+        return rates
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Rates since the last lap; empty before there is one step."""
+        elapsed = time.monotonic() - self._start
+        if step <= self._start_step or self.first_step_time is None:
+            return {}
+        return {
+            **self._per_second(step - self._start_step, elapsed),
+            "input_wait_fraction": min(self._waited / elapsed, 1.0),
+        }
+
+    def overall(self, step: int) -> dict[str, float | None]:
+        """Rates from the first finished step to now."""
+        if self.first_step_time is None or step <= self._first_step:
+            return {"steps_per_second": None, "examples_per_second": None}
+        return dict(self._per_second(step - self._first_step, time.monotonic() - self._first_end))
+
+    def _per_second(self, steps: int, seconds: float) -> dict[str, float]:
+        return {"steps_per_second": steps / seconds, "examples_per_second": steps * self._batch_size / seconds}

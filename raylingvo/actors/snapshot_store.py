@@ -1,0 +1,187 @@
+"""The SnapshotStore's bookkeeping: which snapshots exist, who still reads which, what may go. No Ray in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from raylingvo.experiment import Policy
+
+
+@dataclasses.dataclass
+class Entry:
+    """The weights of one step. `payload` is whatever leads to them: references in memory, or a place on disk."""
+
+    step: int
+    payload: Any
+    nbytes: int
+    time: float  # Unix seconds at the end of the step
+    on_disk: bool = False
+    pinned_by: set[str] = dataclasses.field(default_factory=set)
+
+
+@dataclasses.dataclass
+class Reader:
+    """An Evaler or Decoder as the store knows it."""
+
+    policy: Policy
+    done: set[int]  # steps it has finished, in this run or an earlier one of the same logdir
+    working_on: int | None = None
+    skipped: int = 0
+    finished_here: int = 0
+
+    @property
+    def last_done(self) -> int:
+        return max(self.done, default=-1)
+
+
+class SnapshotStore:
+    """Holds the newest weights, and those that a reader of policy `every` has yet to see, within a budget.
+
+    The newest weights and the newest recovery state are always kept in memory. What a reader works on is pinned. What
+    nobody will read any more is dropped at once; the rest, beyond `max_bytes` or `max_count`, is to go to disk
+    (`overflow`), since neither may training wait nor a reader of `every` miss one.
+    """
+
+    def __init__(self, max_bytes: int, max_count: int):
+        self.max_bytes = max_bytes
+        self.max_count = max_count
+        self.closed = False
+        self._published: set[int] = set()
+        self._entries: dict[int, Entry] = {}
+        self._readers: dict[str, Reader] = {}
+        self._state: Entry | None = None
+
+    def register(self, name: str, policy: Policy, done: Iterable[int] = ()) -> None:
+        """Adds a reader that has finished the steps `done`, or welcomes it again after it died: its pin is undone."""
+        reader = self._readers.setdefault(name, Reader(policy, set(done)))
+        self._unpin(name, reader)
+
+    def add(self, step: int, payload: Any, nbytes: int, time: float, *, state: Any = None, state_nbytes: int = 0) -> None:
+        """A new snapshot; a second one of a step replaces the first. `state`: the rest of the train state, if taken."""
+        self._published.add(step)
+        previous = self._entries.get(step)
+        self._entries[step] = Entry(step, payload, nbytes, time, pinned_by=previous.pinned_by if previous else set())
+        if state is not None and (self._state is None or step >= self._state.step):
+            self._state = Entry(step, (payload, state), nbytes + state_nbytes, time)
+        self._drop_unneeded()
+
+    def lost(self, step: int) -> None:
+        """The payload of `step` turned out to be unreadable: its owner died before it was complete."""
+        self._entries.pop(step, None)
+        if self._state is not None and self._state.step == step:
+            self._state = None
+        for reader in self._readers.values():
+            if reader.working_on == step:
+                reader.working_on = None
+
+    def take(self, name: str) -> Entry | None:
+        """The snapshot that reader `name` should work on now, pinned for it; None if there is nothing for now."""
+        reader = self._readers[name]
+        self._unpin(name, reader)
+        entry = self._next(reader)
+        if entry is None:
+            return None
+        if reader.policy == "latest":
+            reader.skipped += sum(reader.last_done < step < entry.step for step in self._published)
+        reader.working_on = entry.step
+        entry.pinned_by.add(name)
+        self._drop_unneeded()
+        return entry
+
+    def done(self, name: str, step: int) -> None:
+        """Reader `name` has finished `step` and recorded its result."""
+        reader = self._readers[name]
+        reader.done.add(step)
+        reader.finished_here += 1
+        self._unpin(name, reader)
+        self._drop_unneeded()
+
+    def close(self) -> None:
+        """No snapshot will follow: readers of policy `last` get the newest one, and all end when they have seen theirs."""
+        self.closed = True
+
+    def finished(self, name: str) -> bool:
+        """Whether reader `name` has nothing more to expect."""
+        return self.closed and self._next(self._readers[name]) is None
+
+    def newest_state(self) -> tuple[int, Any] | None:
+        """(step, (weights, rest)) payloads of the newest whole train state, or None if there is none."""
+        return (self._state.step, self._state.payload) if self._state else None
+
+    def overflow(self) -> list[Entry]:
+        """What must move to disk to respect the budget, oldest first: waited for, but neither pinned nor newest."""
+        kept = [entry for _, entry in sorted(self._entries.items()) if not entry.on_disk]
+        nbytes = self.nbytes
+        moved = []
+        for i, entry in enumerate(kept[:-1]):
+            if nbytes <= self.max_bytes and len(kept) - len(moved) <= self.max_count:
+                break
+            if not entry.pinned_by and not self._holds_state(kept[i]):
+                moved.append(entry)
+                nbytes -= entry.nbytes
+        return moved
+
+    def moved(self, step: int, payload: Any, *, on_disk: bool) -> None:
+        """The weights of `step` are now at `payload`."""
+        if step in self._entries:
+            self._entries[step].payload = payload
+            self._entries[step].on_disk = on_disk
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory."""
+        weights = sum(entry.nbytes for entry in self._entries.values() if not entry.on_disk)
+        if self._state is None:
+            return weights
+        shared = self._entries.get(self._state.step)
+        return weights + self._state.nbytes - (shared.nbytes if shared and not shared.on_disk else 0)
+
+    def status(self) -> dict[str, Any]:
+        """Counts for the live table: of the store, and of each reader."""
+        newest = max(self._entries.values(), key=lambda entry: entry.step, default=None)
+        return {
+            "held": sum(not entry.on_disk for entry in self._entries.values()),
+            "on_disk": sum(entry.on_disk for entry in self._entries.values()),
+            "bytes": self.nbytes,
+            "max_bytes": self.max_bytes,
+            "newest_step": newest and newest.step,
+            "readers": {
+                name: {
+                    "policy": reader.policy,
+                    "working_on": reader.working_on,
+                    "done": reader.finished_here,
+                    "skipped": reader.skipped,
+                    "waiting": sum(self._waits_for(reader, entry) for entry in self._entries.values()),
+                }
+                for name, reader in self._readers.items()
+            },
+        }
+
+    def _next(self, reader: Reader) -> Entry | None:
+        if reader.policy == "every":
+            waiting = [entry for entry in self._entries.values() if self._waits_for(reader, entry)]
+            return min(waiting, key=lambda entry: entry.step, default=None)
+        newest = max(self._entries.values(), key=lambda entry: entry.step, default=None)
+        if newest is None or newest.step <= reader.last_done or (reader.policy == "last" and not self.closed):
+            return None
+        return newest
+
+    def _waits_for(self, reader: Reader, entry: Entry) -> bool:
+        return reader.policy == "every" and entry.step not in reader.done
+
+    def _unpin(self, name: str, reader: Reader) -> None:
+        if reader.working_on in self._entries:
+            self._entries[reader.working_on].pinned_by.discard(name)
+        reader.working_on = None
+
+    def _drop_unneeded(self) -> None:
+        newest = max(self._entries, default=None)
+        for step, entry in list(self._entries.items()):
+            waited_for = any(self._waits_for(reader, entry) for reader in self._readers.values())
+            if step != newest and not entry.pinned_by and not waited_for:
+                del self._entries[step]
+
+    def _holds_state(self, entry: Entry) -> bool:
+        return self._state is not None and self._state.step == entry.step

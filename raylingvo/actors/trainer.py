@@ -1,0 +1,279 @@
+"""The Trainer: takes optimizer steps, publishes snapshots, writes checkpoints and metrics. A plain class."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+
+from raylingvo.actors.outbox import Outbox, Snapshot
+from raylingvo.actors.reporter import Reporter, StepClock
+from raylingvo.data.pipeline import TrainInput
+from raylingvo.experiment import Experiment
+from raylingvo.metrics.means import to_means
+from raylingvo.monitor.atomic import write_atomically
+from raylingvo.training import checkpoints
+from raylingvo.training.host_copy import HostCopier, decode, encode, nbytes
+from raylingvo.training.state import TrainState, init_state, variable_lines
+from raylingvo.training.step import make_train_step
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on, for example because it diverged. The message says why, and at which step."""
+
+
+class Publisher(Protocol):
+    """What the Trainer needs of the SnapshotStore."""
+
+    def announce(self, step: int, *, time: float, nbytes: int, rest_nbytes: int | None) -> None:
+        """The snapshot of `step`, whose step ended at `time` (Unix seconds), can be pulled. Must not wait.
+
+        rest_nbytes: None if the snapshot has weights only.
+        """
+        ...
+
+    def newest_state(self) -> tuple[int, Snapshot] | None:
+        """(step, snapshot) of the newest whole state that was published, or None."""
+        ...
+
+
+class Trainer:
+    """Runs the train loop of an experiment in `logdir`, from its newest state if there is one.
+
+    `run` is for one thread. Others may call `snapshot`, `release`, `stop` and `status` meanwhile.
+    """
+
+    def __init__(self, experiment: Experiment, logdir: Path, store: Publisher):
+        self._experiment = experiment
+        self._settings = experiment.train
+        self._logdir = logdir
+        self._store = store
+        self._stop_reason: str | None = None
+        self._copier = HostCopier()
+        self._outbox = Outbox(self._copier)
+        self._clock = StepClock(experiment.train.batch_size)
+        self._phase, self._step, self._rollbacks = "starting", 0, 0
+        self._metrics: dict[str, float] = {}  # of the last report
+        self._skipped_updates = 0
+        self._events: list[str] = []
+        self._events_lock = threading.Lock()
+
+    def stop(self, reason: str) -> None:
+        """Asks `run` to finish its step, publish it, write a checkpoint and return."""
+        self._stop_reason = self._stop_reason or reason
+
+    def snapshot(self, step: int) -> Snapshot:
+        """The announced snapshot of `step`, to be copied before `release`. Raises KeyError if there is none."""
+        return self._outbox.get(step)
+
+    def release(self, step: int) -> None:
+        """The snapshot of `step` has been copied."""
+        self._outbox.release(step)
+
+    def status(self) -> dict[str, Any]:
+        """Where training stands, and what happened since the last call."""
+        with self._events_lock:
+            events, self._events = self._events, []
+        return {
+            "state": self._phase,
+            "step": self._step,
+            "max_steps": self._settings.max_steps,
+            "steps_per_second": None,
+            "examples_per_second": None,
+            "input_wait_fraction": None,
+            **self._clock.rates(self._step),
+            "loss": self._metrics.get("loss"),
+            "skipped_updates": self._skipped_updates,
+            "rollbacks": self._rollbacks,
+            "first_step_time": self._clock.first_step_time,
+            "events": events,
+        }
+
+    def run(self) -> dict[str, Any]:
+        """Trains until max_steps or `stop`; returns {"step", "stop_reason", "metrics", "steps_per_second", ..}.
+
+        stop_reason is None at max_steps. Raises TrainingFailed, and what the task, the data and the disk raise.
+        """
+        with contextlib.ExitStack() as resources:
+            self._start(resources)
+            previous = None
+            while self._step < self._settings.max_steps and self._stop_reason is None:
+                batch = self._next_batch()
+                self._state, nonfinite_in_a_row = self._train_step(self._state, batch)
+                self._step += 1
+                if self._clock.first_step_time is None:
+                    self._finish_first_step()
+                # The device works on this step while the host waits for the one before: never more than one ahead.
+                self._check_finite(previous)
+                previous = nonfinite_in_a_row
+                if self._step % self._settings.report_every_steps == 0:
+                    self._report()
+                if self._snapshot_due() or self._checkpoint_due():
+                    self._publish()
+            self._check_finite(previous)
+            return self._finish()
+
+    def _start(self, resources: contextlib.ExitStack) -> None:
+        settings = self._settings
+        resources.callback(self._copier.close)
+        source = self._experiment.datasets[settings.dataset].open()
+        self._input = resources.enter_context(contextlib.closing(TrainInput(source, settings.batch_size, settings.seed)))
+        start = self._input.state()
+        batch = next(self._input)
+        self._input.restore(start)
+
+        self._phase = "compiling"
+        state = init_state(self._experiment, batch)
+        self._abstract = jax.eval_shape(lambda: state)
+        jitted = jax.jit(make_train_step(self._experiment), donate_argnums=0)
+        self._lowered = jitted.lower(state, batch)
+        self._train_step = self._lowered.compile()
+
+        checkpoints.clean(self._logdir)
+        restored = self._newest_state()
+        last_report = None
+        if restored is not None:
+            state, position = restored
+            self._input.restore(position["input"])
+            last_report = position["last_report"]
+        self._state = state
+        self._step = self._last_snapshot = self._last_checkpoint = int(state.step)
+        if restored is not None:
+            self._happened(f"training goes on from step {self._step}")
+        self._last_checkpoint_time = time.monotonic()
+        self._num_snapshots = 0
+        directory = self._logdir / "train"
+        reporter = Reporter(directory, last_step=self._step, last=last_report)
+        self._reporter = resources.enter_context(contextlib.closing(reporter))
+        self._metrics = dict(last_report["metrics"]) if last_report else {}
+        writer = checkpoints.CheckpointWriter(self._logdir, settings.checkpoints, on_saved=self._saved)
+        self._writer = resources.enter_context(contextlib.closing(writer))
+        self._phase = "training"
+
+    def _next_batch(self) -> Any:
+        start = time.monotonic()
+        batch = next(self._input)
+        self._clock.waited(time.monotonic() - start)
+        return batch
+
+    def _finish_first_step(self) -> None:
+        jax.block_until_ready(self._state.step)
+        self._clock.first_step(self._step)
+        control = self._logdir / "control"
+        write_atomically(control / "model_analysis.txt", "\n".join(variable_lines(self._state.weights)) + "\n")
+        write_atomically(control / "train_step.stablehlo.txt", self._lowered.as_text())
+        del self._lowered
+
+    def _check_finite(self, nonfinite_in_a_row: jax.Array | None) -> None:
+        """Waits for the step that returned this, and rolls back if it was one non-finite step too many."""
+        if nonfinite_in_a_row is None:
+            return
+        count = int(nonfinite_in_a_row)
+        self._skipped_updates += count > 0
+        if count < self._settings.max_nonfinite_in_a_row:
+            return
+        where = f"{count} updates in a row were not finite at step {self._step}"
+        if self._rollbacks >= self._settings.max_rollbacks:
+            raise TrainingFailed(f"{where}, after {self._rollbacks} rollbacks: training diverges")
+        self._rollbacks += 1
+        newest = self._newest_state()
+        good = newest[0] if newest else init_state(self._experiment, next(self._input))
+        # Only the weights and the optimizer go back. Step and input go on: the same batches would fail again.
+        self._happened(f"{where}: rolled back to the weights of step {int(good.step)}")
+        self._state = self._state._replace(
+            weights=jax.device_put(good.weights),
+            opt_state=jax.device_put(good.opt_state),
+            nonfinite_in_a_row=jax.numpy.zeros((), jax.numpy.int32),
+        )
+
+    def _report(self) -> None:
+        """Records the metrics since the last report, and starts new totals."""
+        totals = jax.device_get(self._state.totals)
+        self._state = self._state._replace(totals=jax.tree.map(jax.numpy.zeros_like, self._state.totals))
+        self._metrics = to_means(totals) | self._clock.lap(self._step)
+        self._reporter.report(self._step, self._metrics)
+
+    def _snapshot_due(self) -> bool:
+        return self._step % self._settings.snapshots.every_steps == 0
+
+    def _checkpoint_due(self) -> bool:
+        policy = self._settings.checkpoints
+        by_steps = policy.every_steps is not None and self._step - self._last_checkpoint >= policy.every_steps
+        age = time.monotonic() - self._last_checkpoint_time
+        by_seconds = policy.every_seconds is not None and age >= policy.every_seconds
+        # While one is being written the next is late, and the step does not wait.
+        return (by_steps or by_seconds) and not self._writer.busy()
+
+    def _publish(self, *, last: bool = False) -> None:
+        """Offers the state of this step to the store, and to the checkpoint writer if it is time."""
+        with_checkpoint = last or self._checkpoint_due()
+        jax.block_until_ready(self._state)
+        end_of_step = time.time()
+        # A state in the middle of a streak of skipped updates is none to go back to.
+        good = int(self._state.nonfinite_in_a_row) == 0
+        with_rest = last or (good and self._num_snapshots % self._settings.snapshots.state_every == 0)
+        self._num_snapshots += 1
+
+        whole = with_rest or with_checkpoint
+        weights = self._copier.copy(self._state.weights)
+        rest = self._copier.copy(self._state._replace(weights=None)) if whole else []
+        position = {"input": self._input.state(), "last_report": self._reporter.last}
+        snapshot = Snapshot(
+            weights=encode(weights),
+            rest=encode(rest) if with_rest else None,
+            position=position if with_rest else None,
+        )
+        self._outbox.put(self._step, snapshot, [*weights, *rest], users=1 + with_checkpoint)
+        rest_nbytes = nbytes(rest) if with_rest else None
+        self._store.announce(self._step, time=end_of_step, nbytes=nbytes(weights), rest_nbytes=rest_nbytes)
+        if with_checkpoint:
+            state = self._join(weights, rest)
+            self._writer.save(self._step, state, position)
+            self._last_checkpoint, self._last_checkpoint_time = self._step, time.monotonic()
+        self._last_snapshot = self._step
+
+    def _finish(self) -> dict[str, Any]:
+        """The last report, snapshot and checkpoint."""
+        stopped, self._phase = self._stop_reason, "stopping"
+        overall = self._clock.overall(self._step)
+        # A run that was interrupted reports these steps when it has resumed, as if it had never stopped.
+        if stopped is None and self._step % self._settings.report_every_steps:
+            self._report()
+        if self._last_checkpoint != self._step or self._last_snapshot != self._step:
+            self._writer.wait()
+            self._publish(last=True)
+        self._writer.wait()
+        self._phase = "finished"
+        return {"step": self._step, "stop_reason": stopped, "metrics": self._metrics, **overall}
+
+    def _newest_state(self) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest whole state, of the store or a checkpoint: (state on the device, position)."""
+        saved = checkpoints.steps(self._logdir)
+        published = self._store.newest_state()
+        if published is not None and (not saved or published[0] >= saved[-1]):
+            snapshot = published[1]
+            rest = decode(snapshot.rest, self._abstract._replace(weights=None))
+            state = rest._replace(weights=decode(snapshot.weights, self._abstract.weights))
+            position = snapshot.position
+        elif saved:
+            state, position = checkpoints.restore(self._logdir, saved[-1], self._abstract)
+        else:
+            return None
+        # A copy: the step donates its input, which may be memory of the object store.
+        return jax.tree.map(jax.numpy.array, state), position
+
+    def _join(self, weights: list[Any], rest: list[Any]) -> TrainState:
+        state = decode(rest, self._abstract._replace(weights=None))
+        return state._replace(weights=decode(weights, self._abstract.weights))
+
+    def _saved(self, step: int) -> None:
+        self._outbox.release(step)
+        self._happened(f"checkpoint {step} written")
+
+    def _happened(self, text: str) -> None:
+        with self._events_lock:
+            self._events.append(text)

@@ -1,0 +1,195 @@
+"""Durable checkpoints: written by Orbax in the background, atomic, retained by age and by score."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raylingvo.errors import RequestError
+from raylingvo.monitor.metrics_log import read_metrics
+
+if TYPE_CHECKING:
+    from raylingvo.experiment import Best
+    from raylingvo.experiment import Checkpoints as CheckpointPolicy
+
+DIRECTORY = Path("train") / "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What retention needs to know of a finished checkpoint."""
+
+    step: int
+    time: float  # seconds since the epoch
+
+
+def steps(logdir: Path) -> list[int]:
+    """The steps of the finished checkpoints of a run, ascending."""
+    return [saved.step for saved in _finished(logdir / DIRECTORY)]
+
+
+def resolve(logdir: Path, which: str, best: Best | None) -> list[int]:
+    """`latest`, `best`, `all` or a step -> the steps of checkpoints that exist. Raises RequestError if there are none.
+
+    best: the metric that `best` goes by; the experiment's `train.checkpoints.best`.
+    """
+    available = steps(logdir)
+    if not available:
+        raise RequestError(f"no checkpoint in {logdir / DIRECTORY}; the run has not reached its first one")
+    if which == "all":
+        return available
+    if which == "latest":
+        return available[-1:]
+    if which == "best":
+        if best is None:
+            raise RequestError("--checkpoint best: this experiment sets no train.checkpoints.best")
+        ranked = rank(read_scores(logdir, best.metric), best.mode)
+        kept = [step for step in ranked if step in available]
+        if not kept:
+            raise RequestError(f"--checkpoint best: no checkpoint has been evaluated on {best.metric} yet")
+        return kept[:1]
+    if not which.isdecimal() or int(which) not in available:
+        raise RequestError(
+            f"no checkpoint {which!r} in {logdir / DIRECTORY}; it has {', '.join(map(str, available))}, latest, best, all"
+        )
+    return [int(which)]
+
+
+def read_scores(logdir: Path, metric: str) -> dict[int, float]:
+    """step -> value of the evaluation metric DATASET/NAME, from the run's eval records."""
+    dataset, _, name = metric.partition("/")
+    records = read_metrics(logdir / f"eval_{dataset}")
+    return {record["step"]: record[name] for record in records if record.get(name) is not None}
+
+
+def rank(scores: Mapping[int, float], mode: str) -> list[int]:
+    """Steps from best to worst; the earlier of two equal ones first."""
+    sign = -1 if mode == "max" else 1
+    return sorted(scores, key=lambda step: (sign * scores[step], step))
+
+
+def retained(saved: Sequence[Saved], policy: CheckpointPolicy, scores: Mapping[int, float]) -> set[int]:
+    """The steps to keep: the last N, one per period, the best k by score, and those whose score is still to come.
+
+    saved: ascending by step. scores: of any steps, evaluated checkpoints or not. Pure: time enters through `saved`.
+    """
+    kept = {s.step for s in saved[-policy.keep_last :]}
+    if policy.keep_every_seconds is not None:
+        last_kept = None
+        for s in saved:
+            if last_kept is None or s.time - last_kept >= policy.keep_every_seconds:
+                kept.add(s.step)
+                last_kept = s.time
+    if policy.best is not None:
+        here = {s.step: scores[s.step] for s in saved if s.step in scores}
+        kept.update(rank(here, policy.best.mode)[: policy.best.keep])
+        # The Evaler has not passed these yet: one of them may be the best.
+        last_scored = max(scores, default=-1)
+        kept.update(s.step for s in saved if s.step > last_scored)
+    return kept
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a background thread and deletes those that the policy lets go.
+
+    An error of a save is raised by the next call, at the latest by `close`: a run must not go on believing that it
+    is safe. There is at most one save under way; a further one waits for it.
+    """
+
+    def __init__(self, logdir: Path, policy: CheckpointPolicy, *, on_saved: Callable[[int], None] = lambda step: None):
+        self._logdir = logdir
+        self._policy = policy
+        self._on_saved = on_saved
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int, state: Any, input_state: dict[str, Any]) -> None:
+        """Starts writing `state`, host arrays that must not change before `on_saved(step)`, as checkpoint `step`."""
+        self.wait()
+        self._pending = self._executor.submit(self._write, step, state, input_state)
+
+    def busy(self) -> bool:
+        """Whether a save is under way. Raises its error if it failed."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+        return self._pending is not None
+
+    def wait(self) -> None:
+        """Waits for the save under way, if any; raises its error."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Waits and ends the thread; raises the error of the last save."""
+        try:
+            self.wait()
+        finally:
+            self._executor.shutdown()
+
+    def _write(self, step: int, state: Any, input_state: dict[str, Any]) -> None:
+        import orbax.checkpoint as ocp  # here: 0.4 to 1.4 s, which the first step need not wait for
+
+        path = self._logdir / DIRECTORY / str(step)
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), input=ocp.args.JsonSave(input_state))
+        # Orbax's own AsyncCheckpointer reports a directory it cannot create only after minutes of waiting for it
+        # (0.12.8), and copies what is a host copy already: its synchronous one in our thread raises at once.
+        with ocp.Checkpointer(_handler()) as checkpointer:
+            checkpointer.save(path.absolute(), args=arguments, force=True)
+        self._on_saved(step)
+        self._delete_others()
+
+    def _delete_others(self) -> None:
+        root = self._logdir / DIRECTORY
+        saved = _finished(root)
+        best = self._policy.best
+        kept = retained(saved, self._policy, read_scores(self._logdir, best.metric) if best else {})
+        for s in saved:
+            if s.step not in kept:
+                # Renamed first: a deletion that is cut short must not leave half a checkpoint under its name.
+                doomed = (root / str(s.step)).rename(root / f"{s.step}.deleting")
+                shutil.rmtree(doomed)
+
+
+def restore(logdir: Path, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+    """Checkpoint `step` -> (state with the structure, shapes and dtypes of `abstract_state`, input state).
+
+    Raises RequestError if it cannot be read or its structure is another one.
+    """
+    import orbax.checkpoint as ocp
+
+    path = (logdir / DIRECTORY / str(step)).absolute()
+    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), input=ocp.args.JsonRestore())
+    try:
+        with ocp.Checkpointer(_handler()) as checkpointer:
+            restored = checkpointer.restore(path, args=arguments)
+    except (ValueError, KeyError, OSError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise RequestError(f"checkpoint {path} cannot be read: {first_line}") from error
+    return restored.state, restored.input
+
+
+def clean(logdir: Path) -> None:
+    """Removes what a killed process left half-written or half-deleted."""
+    for pattern in ("*.orbax-checkpoint-tmp*", "*.deleting"):
+        for path in (logdir / DIRECTORY).glob(pattern):
+            logging.getLogger(__name__).info("removing unfinished %s", path)
+            shutil.rmtree(path)
+
+
+def _handler() -> Any:
+    import orbax.checkpoint as ocp
+
+    return ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler(), input=ocp.JsonCheckpointHandler())
+
+
+def _finished(root: Path) -> list[Saved]:
+    # Orbax writes under a temporary name and renames: a directory named by a step alone is whole.
+    found = root.iterdir() if root.is_dir() else ()
+    saved = [Saved(int(path.name), path.stat().st_mtime) for path in found if path.name.isdecimal()]
+    return sorted(saved, key=lambda s: s.step)

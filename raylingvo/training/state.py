@@ -1,0 +1,108 @@
+"""The train state: everything that determines the rest of a run, except the position in the input."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from raylingvo.metrics.means import Totals, zeros_like_metrics
+
+if TYPE_CHECKING:
+    from raylingvo.experiment import Experiment
+    from raylingvo.models.task import Task
+
+# Nested dicts of arrays, keyed by the attribute names of the module tree: {"conv1": {"kernel": f32[5, 5, 1, 20]}, ...}
+Variables = dict[str, Any]
+
+# What the train step adds to the task's own metrics.
+STEP_METRICS = ("learning_rate", "grad_norm/all", "var_norm/all", "num_skipped_updates")
+
+
+class Weights(NamedTuple):
+    """What a model computes with: what an Evaler or Decoder needs of a train state."""
+
+    params: Variables  # trained
+    extra: Variables  # the other variables of the module, such as moving statistics
+
+
+class TrainState(NamedTuple):
+    """The state between two steps, as a pytree of arrays."""
+
+    step: jax.Array  # i32[], batches consumed; updates made are fewer if some were skipped
+    weights: Weights
+    opt_state: Any
+    learning_rate: jax.Array  # f32[], before the schedule; an array, so that a sweep changes it without recompiling
+    rng: jax.Array  # u32[2], key data; step k uses fold_in(rng, k), so it never changes
+    totals: Totals  # of the metrics since the last report
+    nonfinite_in_a_row: jax.Array  # i32[], skipped updates since the last good one
+
+
+class Model:
+    """A task's model, split into its variables and the rest, with the shapes of the variables."""
+
+    def __init__(self, task: Task):
+        self._definition, params, extra = nnx.split(
+            nnx.eval_shape(lambda: task.init(nnx.Rngs(0))), nnx.Param, ...
+        )
+        self.abstract = Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(extra))
+
+    def merge(self, weights: Weights) -> nnx.Module:
+        """The module that computes with `weights`. Changes to its variables do not reach `weights`."""
+        # Without copy, updating a variable inside value_and_grad raises TraceContextError.
+        return nnx.merge(self._definition, nnx.State(weights.params), nnx.State(weights.extra), copy=True)
+
+    @staticmethod
+    def split(module: nnx.Module) -> Weights:
+        """The variables of a module as pure dicts."""
+        _, params, extra = nnx.split(module, nnx.Param, ...)
+        return Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(extra))
+
+
+def init_state(experiment: Experiment, batch: Any) -> TrainState:
+    """The state before the first step, a function of the experiment only.
+
+    batch: a train batch, or the shapes of one; only its shapes matter (they give the names of the metrics).
+    """
+    task = experiment.task
+    seed = jax.random.key(experiment.train.seed)
+    model = Model(task)
+
+    def loss_metrics(weights: Weights, batch: Any) -> Any:
+        return task.loss(model.merge(weights), batch, seed)[1]
+
+    names = [*jax.eval_shape(loss_metrics, model.abstract, batch), *STEP_METRICS]
+
+    @jax.jit  # One program instead of one per variable: most of the time is compilation.
+    def init() -> TrainState:
+        init_rng, step_rng = jax.random.split(seed)
+        weights = Model.split(task.init(nnx.Rngs(init_rng)))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            weights=weights,
+            opt_state=experiment.learner.build().init(weights.params),
+            learning_rate=jnp.asarray(experiment.learner.learning_rate, jnp.float32),
+            rng=jax.random.key_data(step_rng),
+            totals=zeros_like_metrics(dict.fromkeys(names)),
+            nonfinite_in_a_row=jnp.zeros((), jnp.int32),
+        )
+
+    return init()
+
+
+def variable_lines(weights: Weights) -> list[str]:
+    """A line per variable (path, shape, dtype, count), then the total of the trained ones: control/model_analysis.txt."""
+    lines = []
+    for kind, variables in (("", weights.params), ("  (not trained)", weights.extra)):
+        for path, x in jax.tree_util.tree_leaves_with_path(variables):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            lines.append(f"{name:<40} {x.shape!s:<20} {x.dtype!s:<10} {np.prod(x.shape, dtype=int):>14,}{kind}")
+    return [*lines, f"total: {num_params(weights):,}"]
+
+
+def num_params(weights: Weights) -> int:
+    """The number of trained weights."""
+    return sum(int(np.prod(x.shape, dtype=int)) for x in jax.tree.leaves(weights.params))
