@@ -1,15 +1,13 @@
-"""Snapshots on their way out of the Trainer: host copies that wait for the store and the checkpoint writer."""
+"""Snapshots on their way out of the Trainer: host copies that wait for the store."""
 
 from __future__ import annotations
 
-import dataclasses
 import threading
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from raylingvo.training.host_copy import HostCopier
+from raylingvo.training.host_copy import Lease
 
 
 class Snapshot(NamedTuple):
@@ -23,36 +21,25 @@ class Snapshot(NamedTuple):
     position: dict[str, Any] | None  # with `rest`: the input's position and the last report, a JSON value
 
 
-@dataclasses.dataclass
-class _Sent:
-    snapshot: Snapshot
-    buffers: Sequence[np.ndarray]
-    users: int
-
-
 class Outbox:
-    """Holds each snapshot until all who read it have released it; then its buffers are used again. Thread-safe."""
+    """Holds each announced snapshot until the store has copied it; then its buffers are used again. Thread-safe."""
 
-    def __init__(self, copier: HostCopier):
-        self._copier = copier
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sent: dict[int, _Sent] = {}
+        self._waiting: dict[int, tuple[Snapshot, Lease]] = {}
 
-    def put(self, step: int, snapshot: Snapshot, buffers: Sequence[np.ndarray], *, users: int) -> None:
-        """`snapshot`, whose arrays lie in `buffers`, is there until `release(step)` has been called `users` times."""
+    def put(self, step: int, snapshot: Snapshot, lease: Lease) -> None:
+        """`snapshot` can be read until `release(step)`, which releases `lease`."""
         with self._lock:
-            self._sent[step] = _Sent(snapshot, buffers, users)
+            self._waiting[step] = snapshot, lease
 
     def get(self, step: int) -> Snapshot:
-        """The snapshot of `step`. Raises KeyError if it has been released."""
+        """The snapshot of `step`. Raises KeyError if there is none."""
         with self._lock:
-            return self._sent[step].snapshot
+            return self._waiting[step][0]
 
     def release(self, step: int) -> None:
-        """One reader of `step` has what it needs."""
+        """The store has copied the snapshot of `step`. Raises KeyError if there is none."""
         with self._lock:
-            sent = self._sent[step]
-            sent.users -= 1
-            if sent.users == 0:
-                del self._sent[step]
-                self._copier.release(sent.buffers)
+            lease = self._waiting.pop(step)[1]
+        lease.release()

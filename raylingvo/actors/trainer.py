@@ -54,7 +54,7 @@ class Trainer:
         self._store = store
         self._stop_reason: str | None = None
         self._copier = HostCopier()
-        self._outbox = Outbox(self._copier)
+        self._outbox = Outbox()
         self._clock = StepClock(experiment.train.batch_size)
         self._phase, self._step, self._rollbacks = "starting", 0, 0
         self._metrics: dict[str, float] = {}  # of the last report
@@ -150,7 +150,7 @@ class Trainer:
         reporter = Reporter(directory, last_step=self._step, last=last_report)
         self._reporter = resources.enter_context(contextlib.closing(reporter))
         self._metrics = dict(last_report["metrics"]) if last_report else {}
-        writer = checkpoints.CheckpointWriter(self._logdir, settings.checkpoints, on_saved=self._saved)
+        writer = checkpoints.CheckpointWriter(self._logdir, settings.checkpoints, self._happened)
         self._writer = resources.enter_context(contextlib.closing(writer))
         self._phase = "training"
 
@@ -202,7 +202,8 @@ class Trainer:
 
     def _checkpoint_due(self) -> bool:
         policy = self._settings.checkpoints
-        by_steps = policy.every_steps is not None and self._step - self._last_checkpoint >= policy.every_steps
+        every = policy.every_steps
+        by_steps = every is not None and self._step // every > self._last_checkpoint // every
         age = time.monotonic() - self._last_checkpoint_time
         by_seconds = policy.every_seconds is not None and age >= policy.every_seconds
         # While one is being written the next is late, and the step does not wait.
@@ -210,31 +211,28 @@ class Trainer:
 
     def _publish(self, *, last: bool = False) -> None:
         """Offers the state of this step to the store, and to the checkpoint writer if it is time."""
-        with_checkpoint = last or self._checkpoint_due()
+        to_store = self._last_snapshot != self._step
+        to_checkpoint = last or self._checkpoint_due()
         jax.block_until_ready(self._state)
         end_of_step = time.time()
         # A state in the middle of a streak of skipped updates is none to go back to.
         good = int(self._state.nonfinite_in_a_row) == 0
         with_rest = last or (good and self._num_snapshots % self._settings.snapshots.state_every == 0)
-        self._num_snapshots += 1
 
-        whole = with_rest or with_checkpoint
         weights = self._copier.copy(self._state.weights)
-        rest = self._copier.copy(self._state._replace(weights=None)) if whole else []
+        rest = self._copier.copy(self._state._replace(weights=None)) if with_rest or to_checkpoint else []
+        lease = self._copier.lease([*weights, *rest], users=to_store + to_checkpoint)
         position = {"input": self._input.state(), "last_report": self._reporter.last}
-        snapshot = Snapshot(
-            weights=encode(weights),
-            rest=encode(rest) if with_rest else None,
-            position=position if with_rest else None,
-        )
-        self._outbox.put(self._step, snapshot, [*weights, *rest], users=1 + with_checkpoint)
-        rest_nbytes = nbytes(rest) if with_rest else None
-        self._store.announce(self._step, time=end_of_step, nbytes=nbytes(weights), rest_nbytes=rest_nbytes)
-        if with_checkpoint:
-            state = self._join(weights, rest)
-            self._writer.save(self._step, state, position)
+        if to_store:
+            snapshot = Snapshot(encode(weights), encode(rest) if with_rest else None, position if with_rest else None)
+            self._outbox.put(self._step, snapshot, lease)
+            rest_nbytes = nbytes(rest) if with_rest else None
+            self._store.announce(self._step, time=end_of_step, nbytes=nbytes(weights), rest_nbytes=rest_nbytes)
+            self._last_snapshot = self._step
+            self._num_snapshots += 1
+        if to_checkpoint:
+            self._writer.save(self._step, self._join(weights, rest), position, on_saved=lease.release)
             self._last_checkpoint, self._last_checkpoint_time = self._step, time.monotonic()
-        self._last_snapshot = self._step
 
     def _finish(self) -> dict[str, Any]:
         """The last report, snapshot and checkpoint."""
@@ -243,10 +241,10 @@ class Trainer:
         # A run that was interrupted reports these steps when it has resumed, as if it had never stopped.
         if stopped is None and self._step % self._settings.report_every_steps:
             self._report()
-        if self._last_checkpoint != self._step or self._last_snapshot != self._step:
-            self._writer.wait()
-            self._publish(last=True)
         self._writer.wait()
+        if self._last_checkpoint != self._step or self._last_snapshot != self._step:
+            self._publish(last=True)
+            self._writer.wait()
         self._phase = "finished"
         return {"step": self._step, "stop_reason": stopped, "metrics": self._metrics, **overall}
 
@@ -256,9 +254,7 @@ class Trainer:
         published = self._store.newest_state()
         if published is not None and (not saved or published[0] >= saved[-1]):
             snapshot = published[1]
-            rest = decode(snapshot.rest, self._abstract._replace(weights=None))
-            state = rest._replace(weights=decode(snapshot.weights, self._abstract.weights))
-            position = snapshot.position
+            state, position = self._join(snapshot.weights, snapshot.rest), snapshot.position
         elif saved:
             state, position = checkpoints.restore(self._logdir, saved[-1], self._abstract)
         else:
@@ -269,10 +265,6 @@ class Trainer:
     def _join(self, weights: list[Any], rest: list[Any]) -> TrainState:
         state = decode(rest, self._abstract._replace(weights=None))
         return state._replace(weights=decode(weights, self._abstract.weights))
-
-    def _saved(self, step: int) -> None:
-        self._outbox.release(step)
-        self._happened(f"checkpoint {step} written")
 
     def _happened(self, text: str) -> None:
         with self._events_lock:

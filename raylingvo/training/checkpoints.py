@@ -101,17 +101,18 @@ class CheckpointWriter:
     is safe. There is at most one save under way; a further one waits for it.
     """
 
-    def __init__(self, logdir: Path, policy: CheckpointPolicy, *, on_saved: Callable[[int], None] = lambda step: None):
+    def __init__(self, logdir: Path, policy: CheckpointPolicy, tell: Callable[[str], None]):
+        """`tell` is called with a line for each checkpoint written."""
         self._logdir = logdir
         self._policy = policy
-        self._on_saved = on_saved
+        self._tell = tell
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def save(self, step: int, state: Any, input_state: dict[str, Any]) -> None:
-        """Starts writing `state`, host arrays that must not change before `on_saved(step)`, as checkpoint `step`."""
+    def save(self, step: int, state: Any, position: dict[str, Any], *, on_saved: Callable[[], None]) -> None:
+        """Starts writing checkpoint `step`: `state`, host arrays that stay as they are until `on_saved()`, and `position`."""
         self.wait()
-        self._pending = self._executor.submit(self._write, step, state, input_state)
+        self._pending = self._executor.submit(self._write, step, state, position, on_saved)
 
     def busy(self) -> bool:
         """Whether a save is under way. Raises its error if it failed."""
@@ -132,16 +133,17 @@ class CheckpointWriter:
         finally:
             self._executor.shutdown()
 
-    def _write(self, step: int, state: Any, input_state: dict[str, Any]) -> None:
+    def _write(self, step: int, state: Any, position: dict[str, Any], on_saved: Callable[[], None]) -> None:
         import orbax.checkpoint as ocp  # here: 0.4 to 1.4 s, which the first step need not wait for
 
         path = self._logdir / DIRECTORY / str(step)
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), input=ocp.args.JsonSave(input_state))
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
         # Orbax's own AsyncCheckpointer reports a directory it cannot create only after minutes of waiting for it
         # (0.12.8), and copies what is a host copy already: its synchronous one in our thread raises at once.
         with ocp.Checkpointer(_handler()) as checkpointer:
             checkpointer.save(path.absolute(), args=arguments, force=True)
-        self._on_saved(step)
+        on_saved()
+        self._tell(f"checkpoint {step} written")
         self._delete_others()
 
     def _delete_others(self) -> None:
@@ -157,21 +159,21 @@ class CheckpointWriter:
 
 
 def restore(logdir: Path, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-    """Checkpoint `step` -> (state with the structure, shapes and dtypes of `abstract_state`, input state).
+    """Checkpoint `step` -> (state with the structure, shapes and dtypes of `abstract_state`, position).
 
     Raises RequestError if it cannot be read or its structure is another one.
     """
     import orbax.checkpoint as ocp
 
     path = (logdir / DIRECTORY / str(step)).absolute()
-    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), input=ocp.args.JsonRestore())
+    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), position=ocp.args.JsonRestore())
     try:
         with ocp.Checkpointer(_handler()) as checkpointer:
             restored = checkpointer.restore(path, args=arguments)
     except (ValueError, KeyError, OSError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise RequestError(f"checkpoint {path} cannot be read: {first_line}") from error
-    return restored.state, restored.input
+    return restored.state, restored.position
 
 
 def clean(logdir: Path) -> None:
@@ -185,7 +187,7 @@ def clean(logdir: Path) -> None:
 def _handler() -> Any:
     import orbax.checkpoint as ocp
 
-    return ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler(), input=ocp.JsonCheckpointHandler())
+    return ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler(), position=ocp.JsonCheckpointHandler())
 
 
 def _finished(root: Path) -> list[Saved]:

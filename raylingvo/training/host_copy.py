@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +18,7 @@ class HostCopier:
     """Copies device arrays to the host at a step boundary, before their buffers are donated to the next step.
 
     A buffer that was touched before takes a copy at memory speed; a fresh one is several times slower (page faults).
-    So `release` gives buffers back, and `copy` uses them again.
+    So buffers whose readers are done are used again.
     """
 
     def __init__(self, threads: int = 2):
@@ -47,8 +48,12 @@ class HostCopier:
             job.result()
         return copies
 
-    def release(self, copies: Sequence[np.ndarray]) -> None:
-        """Gives back what `copy` returned; nobody may read it any more."""
+    def lease(self, copies: Sequence[np.ndarray], users: int) -> Lease:
+        """Gives the buffers of `copies` back when `users` readers have released them."""
+        return Lease(self, copies, users)
+
+    def reuse(self, copies: Sequence[np.ndarray]) -> None:
+        """Takes back what `copy` returned; nobody may read it any more."""
         for array in copies:
             base = array
             while isinstance(base.base, np.ndarray):
@@ -63,6 +68,23 @@ class HostCopier:
         size = max(nbytes, 1)
         free = self._free.get(size)
         return free.pop() if free else np.empty(size, np.uint8)
+
+
+class Lease:
+    """Counts down the readers of some copies. Thread-safe."""
+
+    def __init__(self, copier: HostCopier, copies: Sequence[np.ndarray], users: int):
+        self._copier = copier
+        self._copies = copies
+        self._users = users
+        self._lock = threading.Lock()
+
+    def release(self) -> None:
+        """One reader has what it needs; after the last one the buffers are used again."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._copier.reuse(self._copies)
 
 
 def encode(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -38,7 +38,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (metrics, extra)), grads = grad_fn(state.weights.params)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         direction, opt_state = optimizer.update(grads, state.opt_state, state.weights.params)
@@ -51,7 +51,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple
         metrics = {name: (value, weight * good) for name, (value, weight) in metrics.items()} | {
             "learning_rate": (rate, good),
             "grad_norm/all": (grad_norm, good),
-            "var_norm/all": (optax.global_norm(weights.params), good),
+            "var_norm/all": (optax.tree.norm(weights.params), good),
             "num_skipped_updates": (1.0 - good, 1.0),
         }
         nonfinite_in_a_row = jnp.where(finite, 0, state.nonfinite_in_a_row + 1)

@@ -1,0 +1,106 @@
+"""What Evalers and Decoders share: a compiled step that is fed with the weights of one snapshot after another."""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from raylingvo.data.pipeline import eval_batches
+from raylingvo.experiment import Experiment, Reading
+from raylingvo.monitor.metrics_log import MetricsLog
+from raylingvo.monitor.scores import write_score
+from raylingvo.training.host_copy import decode
+from raylingvo.training.state import Model, Weights
+
+Kind = Literal["eval", "decode"]
+
+
+class Arrival(NamedTuple):
+    """A snapshot as a reader gets it."""
+
+    step: int
+    time: float  # Unix seconds at the end of the step
+    weights: Sequence[np.ndarray]  # encoded leaves, read-only views of the object store
+
+
+class Feed(Protocol):
+    """What a reader needs of the SnapshotStore."""
+
+    def next(self) -> Arrival | None:
+        """Waits for the snapshot to work on; None when there will be none any more."""
+        ...
+
+    def done(self, step: int, metrics: dict[str, float]) -> None:
+        """The snapshot of `step` has been worked on, and its metrics are on disk."""
+        ...
+
+
+class SnapshotReader(abc.ABC):
+    """Works on snapshots of an experiment with one dataset, and records metrics in `LOGDIR/<kind>_<dataset>`.
+
+    The step is compiled once, before the first snapshot comes.
+    """
+
+    kind: Kind
+
+    def __init__(self, experiment: Experiment, dataset: str, logdir: Path):
+        self.dataset = dataset
+        self.directory = logdir / f"{self.kind}_{dataset}"
+        self._task = experiment.task
+        self._reading = self._settings(experiment)
+        self._batch_size = experiment.reading_batch_size(self._reading)
+        self._model = Model(experiment.task)
+        self._source = experiment.datasets[dataset].open()
+        self._log = MetricsLog(self.directory)
+        shapes = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, next(self._batches())))
+        self._step = jax.jit(self._compute).lower(self._model.abstract, shapes).compile()
+
+    def follow(self, feed: Feed) -> None:
+        """Works on what `feed` gives until it ends."""
+        while (arrival := feed.next()) is not None:
+            feed.done(arrival.step, self.process(arrival))
+
+    def process(self, arrival: Arrival) -> dict[str, float]:
+        """Computes and records the metrics of a snapshot.
+
+        Besides the task's metrics: `handover_seconds` from the end of the step to its weights on this device,
+        `lag_seconds` from the end of the step to these metrics, and `examples_per_second`.
+        """
+        # On a CPU device_put aliases the object store's memory: nothing is copied.
+        weights = jax.device_put(decode(arrival.weights, self._model.abstract), may_alias=True)
+        jax.block_until_ready(weights)
+        start = time.time()
+        metrics, num_examples = self._run(arrival.step, weights)
+        end = time.time()
+        metrics |= {
+            "examples_per_second": num_examples / (end - start),
+            "handover_seconds": start - arrival.time,
+            "lag_seconds": end - arrival.time,
+        }
+        write_score(self.directory, arrival.step, metrics)
+        self._log.write(arrival.step, metrics)
+        return metrics
+
+    def close(self) -> None:
+        self._log.close()
+
+    @abc.abstractmethod
+    def _settings(self, experiment: Experiment) -> Reading:
+        """This reader's part of the experiment."""
+
+    @abc.abstractmethod
+    def _compute(self, weights: Weights, batch: Any) -> Any:
+        """The device's part, for one batch: traced by jit."""
+
+    @abc.abstractmethod
+    def _run(self, step: int, weights: Weights) -> tuple[dict[str, float], int]:
+        """Goes through the dataset: (metrics, number of examples)."""
+
+    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+        return eval_batches(self._source, self._batch_size, self._reading.max_examples)
