@@ -18,7 +18,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,11 +29,13 @@ from jax import lax
 
 from raylingvo.data.images import Digits
 from raylingvo.models.image.classifier import ImageClassification
-from raylingvo.models.image.lenet import LeNet5, LeNet5Module
+from raylingvo.models.image.lenet import LeNet5
 from raylingvo.training.learner import Learner
 
 _COMPARED_STEPS = 20
 _TOLERANCE = 1e-4
+_TASK = ImageClassification(model=LeNet5())
+_LEARNER = Learner(learning_rate=1e-4)
 
 
 class PlainConvReluPool(nnx.Module):
@@ -43,9 +45,7 @@ class PlainConvReluPool(nnx.Module):
         self.kernel = kernel
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = lax.conv_general_dilated(
-            x, self.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        y = lax.conv_general_dilated(x, self.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return nnx.max_pool(jax.nn.relu(y), (2, 2), (2, 2))
 
 
@@ -71,21 +71,21 @@ class Run:
         return time.perf_counter() - start
 
 
-_TASK = ImageClassification(model=LeNet5())
-_LEARNER = Learner(learning_rate=1e-4)
-
-
 def _train_step(graphdef: Any, state: Any, batch: Any) -> Any:
     params, opt_state, step = state
     rng = jax.random.fold_in(jax.random.key(1), step)
-    loss_fn: Callable[[Any], Any] = lambda params: _TASK.loss(nnx.merge(graphdef, params, copy=True), batch, rng)[0]  # noqa: E731
+
+    def loss_fn(params: Any) -> jax.Array:
+        return _TASK.loss(nnx.merge(graphdef, params, copy=True), batch, rng)[0]
+
     loss, grads = jax.value_and_grad(loss_fn)(params)
     direction, opt_state = _LEARNER.build().update(grads, opt_state, params)
     rate = _LEARNER.learning_rate * _LEARNER.schedule(step)
     return (jax.tree.map(lambda p, d: p - rate * d, params, direction), opt_state, step + 1), loss
 
 
-def _plain(model: LeNet5Module) -> nnx.Module:
+def _plain(model: Any) -> nnx.Module:
+    """LeNet-5's module with its two convolutions, and their weights, in plain layers."""
     model.conv1, model.conv2 = PlainConvReluPool(model.conv1.kernel), PlainConvReluPool(model.conv2.kernel)
     return model
 

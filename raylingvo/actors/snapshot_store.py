@@ -58,6 +58,11 @@ class SnapshotStore:
         reader = self._readers.setdefault(name, Reader(policy, set(done)))
         self._unpin(name, reader)
 
+    def unregister(self, name: str) -> None:
+        """Reader `name` will not come back: nothing is kept for it."""
+        self._unpin(name, self._readers.pop(name))
+        self._drop_unneeded()
+
     def add(self, step: int, payload: Any, nbytes: int, time: float, *, state: Any = None, state_nbytes: int = 0) -> None:
         """A new snapshot; a second one of a step replaces the first. `state`: the rest of the train state, if taken."""
         self._published.add(step)
@@ -102,9 +107,13 @@ class SnapshotStore:
         """No snapshot will follow: readers of policy `last` get the newest one, and all end when they have seen theirs."""
         self.closed = True
 
+    def has_work(self, name: str) -> bool:
+        """Whether `take` would give reader `name` a snapshot."""
+        return self._next(self._readers[name]) is not None
+
     def finished(self, name: str) -> bool:
         """Whether reader `name` has nothing more to expect."""
-        return self.closed and self._next(self._readers[name]) is None
+        return self.closed and not self.has_work(name)
 
     def newest_state(self) -> tuple[int, Any] | None:
         """(step, (weights, rest)) payloads of the newest whole train state, or None if there is none."""

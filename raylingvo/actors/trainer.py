@@ -53,6 +53,7 @@ class Trainer:
         self._logdir = logdir
         self._store = store
         self._stop_reason: str | None = None
+        self._resumable = False
         self._copier = HostCopier()
         self._outbox = Outbox()
         self._clock = StepClock(experiment.train.batch_size)
@@ -62,8 +63,12 @@ class Trainer:
         self._events: list[str] = []
         self._events_lock = threading.Lock()
 
-    def stop(self, reason: str) -> None:
-        """Asks `run` to finish its step, publish it, write a checkpoint and return."""
+    def stop(self, reason: str, *, resumable: bool) -> None:
+        """Asks `run` to finish its step, publish it, write a checkpoint and return.
+
+        resumable: the run will be continued later; otherwise this is its end.
+        """
+        self._resumable = resumable
         self._stop_reason = self._stop_reason or reason
 
     def snapshot(self, step: int) -> Snapshot:
@@ -94,7 +99,7 @@ class Trainer:
         }
 
     def run(self) -> dict[str, Any]:
-        """Trains until max_steps or `stop`; returns {"step", "stop_reason", "metrics", "steps_per_second", ..}.
+        """Trains until max_steps or `stop`; returns {"step", "stop_reason", "steps_per_second", "examples_per_second"}.
 
         stop_reason is None at max_steps. Raises TrainingFailed, and what the task, the data and the disk raise.
         """
@@ -238,15 +243,15 @@ class Trainer:
         """The last report, snapshot and checkpoint."""
         stopped, self._phase = self._stop_reason, "stopping"
         overall = self._clock.overall(self._step)
-        # A run that was interrupted reports these steps when it has resumed, as if it had never stopped.
-        if stopped is None and self._step % self._settings.report_every_steps:
+        # A run that will resume reports these steps then, as if it had never stopped.
+        if not self._resumable and self._step % self._settings.report_every_steps:
             self._report()
         self._writer.wait()
         if self._last_checkpoint != self._step or self._last_snapshot != self._step:
             self._publish(last=True)
             self._writer.wait()
         self._phase = "finished"
-        return {"step": self._step, "stop_reason": stopped, "metrics": self._metrics, **overall}
+        return {"step": self._step, "stop_reason": stopped, **overall}
 
     def _newest_state(self) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest whole state, of the store or a checkpoint: (state on the device, position)."""

@@ -5,12 +5,12 @@ the kernel written four times, at the four offsets, into a (K+1)^2*C x 4*D matri
 pooling is a maximum over its columns, and no window overlaps another in the output. Compared with a row for each pixel,
 that is (K+1)^2/K^2 of the arithmetic (1.44 for K=5), but only 0.36 of the patch matrix, and a product four times wider.
 
-Measured on 2 CPU cores (AVX2), 20 -> 50 channels, K=5, 256 images of 14x14, against lax.conv_general_dilated: the kernel
-gradient's product takes 0.2 of its time, the input gradient 0.85, forward 1.1. In LeNet-5's train step, speed relative
-to the lax version: this 2.0, pooled from lax convolutions 1.05, a matrix row for each pixel 1.14, five products of
-shifted rows 1.28, windows of 1x2 or 2x1 outputs about 1.7, in blocks of 16 to 256 images 2.0 (no gain). Pooling is
-differentiated by hand because jnp.max's own gradient costs 3% to 10% of the step; ReLU comes after the maximum, with
-which it commutes, on a quarter of the elements.
+Measured on 2 CPU cores (AVX2, no AVX-512), LeNet-5's train step, batch 256, speed relative to lax.conv_general_dilated,
+nnx.max_pool and autodiff: this 2.0. Tried and dropped: lax convolutions with this pooling 1.05; a matrix row for each
+pixel 1.14; five products, of rows shifted in height, 1.28; windows of 1x2 or 2x1 outputs 1.75; this in blocks of 16 to
+256 images 2.0. Most of what is gained is the kernel gradient of 20 -> 50 channels, a fifth of its time in lax.
+Pooling is differentiated by hand because jnp.max's own gradient makes the step 3% to 10% slower. ReLU comes after the
+maximum, with which it commutes, on a quarter of the elements.
 
 Shapes: B images, H rows, W columns, C input channels, D output channels, K kernel side, h = H//2, w = W//2,
 P = (K+1)*(K+1)*C elements of a patch, 4 outputs of a pooling window in row-major order.

@@ -1,0 +1,123 @@
+"""The logdir of a run: who may write there, what it says about the run, and whether a run may go on in it."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import raylingvo
+from raylingvo import config
+from raylingvo.errors import RequestError
+from raylingvo.experiment import Experiment
+from raylingvo.monitor.atomic import write_atomically
+
+_PACKAGES = ("ray", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class Logdir:
+    """A logdir that this process holds alone, until `close` or its death.
+
+    `info` is what run.json says; `update` changes it.
+    """
+
+    def __init__(self, path: Path, experiment: Experiment, command: list[str]):
+        """Creates the logdir, or takes over one of the very same experiment.
+
+        Raises RequestError if it cannot be written, another process uses it, or it holds something else.
+        """
+        self.path = path.absolute()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise RequestError(f"--logdir {path}: cannot be written ({error.strerror})") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise RequestError(f"--logdir {path}: another raylingvo process is running in it") from error
+        try:
+            self._take_over(path, experiment, command)
+        except BaseException:
+            self.close()
+            raise
+
+    def update(self, **fields: Any) -> None:
+        """Changes fields of run.json."""
+        self.info.update(fields)
+        write_atomically(self.path / "run.json", json.dumps(self.info, indent=2) + "\n")
+
+    def close(self) -> None:
+        self._lock.close()  # and the lock with it
+
+    def _take_over(self, path: Path, experiment: Experiment, command: list[str]) -> None:
+        text, config_file = config.dump(experiment), self.path / "config.yaml"
+        if config_file.exists():
+            if config_file.read_text() != text:
+                differences = config.diff(config.load(config_file.read_text(), Experiment), experiment)
+                raise RequestError(
+                    f"--logdir {path} belongs to a run of another experiment; use another logdir, or undo:\n"
+                    + "\n".join(f"  {line}" for line in differences)
+                )
+        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise RequestError(f"--logdir {path} is not empty and has no config.yaml: it is not the logdir of a run")
+        (self.path / "control").mkdir(exist_ok=True)
+        write_atomically(self.path / "control" / "params.txt", config.params_text(experiment))
+        write_atomically(config_file, text)
+        found = self.path / "run.json"
+        self.info = json.loads(found.read_text()) if found.exists() else _new_info(experiment)
+        self.update(command=command, hosts=[socket.gethostname()], **_provenance())
+
+
+def read_experiment(path: Path) -> Experiment:
+    """The experiment of a logdir. Raises RequestError if it is not one."""
+    file = path / "config.yaml"
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise RequestError(f"--logdir {path}: no run here ({file} cannot be read: {error.strerror})") from error
+    return config.load(text, Experiment)
+
+
+def _new_info(experiment: Experiment) -> dict[str, Any]:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return {
+        "id": f"{experiment.name.rpartition('.')[2]}-{stamp}-{uuid.uuid4().hex[:4]}",
+        "experiment": experiment.name,
+        "seed": experiment.train.seed,
+        "started": time.time(),
+        "ended": None,
+        "status": "running",
+        "stop_reason": None,
+        "step": 0,
+    }
+
+
+def _provenance() -> dict[str, Any]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "git_sha": _git_sha(),
+        "versions": {"raylingvo": raylingvo.__version__, "python": platform.python_version(), **versions},
+        "executable": sys.executable,
+        "working_directory": os.getcwd(),  # noqa: PTH109 - a string for JSON
+    }
+
+
+def _git_sha() -> str | None:
+    """The commit of the current directory, where the user's experiments are; + if it has uncommitted changes."""
+    try:
+        sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or no repository: nothing to record
+    return sha.stdout.strip() + ("+" if dirty.stdout.strip() else "")

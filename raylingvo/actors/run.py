@@ -1,0 +1,170 @@
+"""A run: an experiment, a logdir and a Ray cluster, from the request to its result."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from raylingvo.actors import remote
+from raylingvo.actors.logdir import Logdir
+from raylingvo.actors.supervisor import Supervisor
+from raylingvo.errors import RequestError
+from raylingvo.experiment import Experiment
+from raylingvo.monitor.live import View, open_view
+from raylingvo.monitor.metrics_log import read_metrics
+
+
+class RunFailed(RuntimeError):
+    """A role failed. `result` is what the run reached; the message says what happened, `trace` where."""
+
+    def __init__(self, message: str, result: dict[str, Any], trace: str = ""):
+        super().__init__(message)
+        self.result = result
+        self.trace = trace
+
+
+def run(
+    experiment: Experiment,
+    logdir: str | os.PathLike[str],
+    *,
+    address: str | None = None,
+    view: View | None = None,
+    started: float | None = None,
+) -> dict[str, Any]:
+    """Runs an experiment in a logdir to its end, or goes on with it there; returns what `run --json` prints.
+
+    address: of a Ray cluster to join ("auto": the one this machine belongs to); None starts one on this machine, or
+    uses the one this process has initialised. Ctrl-C and SIGTERM finish the step, write a checkpoint and return with
+    status "interrupted"; a second one raises KeyboardInterrupt.
+    started: Unix seconds from which `first_step_seconds` counts; now if None.
+    Raises RequestError before anything starts if the request is wrong, RunFailed if a role failed for good.
+    """
+    started = time.time() if started is None else started
+    for name in {experiment.train.dataset, *experiment.eval, *experiment.decode}:
+        experiment.datasets[name].check()
+    with contextlib.closing(Logdir(Path(logdir), experiment, list(sys.argv))) as home:
+        if home.info["status"] == "finished":
+            return home.info["result"]
+        with (
+            _cluster(address) as dashboard,
+            _signals() as stop_request,
+            view or open_view() as shown,
+        ):
+            _check_resources(experiment, address)
+            home.update(status="running", dashboard=dashboard, ended=None, stop_reason=None)
+            job = remote.Job(home.info["id"], experiment, home.path)
+            supervisor = Supervisor(experiment, job, home.path, shown, dashboard)
+            try:
+                ending, reason = supervisor.wait(stop_request)
+            except BaseException as error:
+                status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+                home.update(status=status, ended=time.time(), stop_reason=f"{type(error).__name__}: {error}")
+                raise
+        result = _result(experiment, home, supervisor, ending, reason, started)
+        home.update(status=ending, ended=time.time(), stop_reason=reason, step=result["step"], result=result)
+    if ending == "failed":
+        raise RunFailed(reason, result, supervisor.failures[0][1])
+    return result
+
+
+def _result(
+    experiment: Experiment, home: Logdir, supervisor: Supervisor, ending: str, reason: str, started: float
+) -> dict[str, Any]:
+    train = _last_metrics(home.path / "train")
+    trained, first_step = supervisor.trained, supervisor.first_step_time
+    return {
+        "run": home.info["id"],
+        "experiment": experiment.name,
+        "status": ending,
+        "stop_reason": reason,
+        "step": trained.get("step", train.get("step", 0)),
+        "train": {name: value for name, value in train.items() if name != "step"},
+        "eval": {name: _last_metrics(home.path / f"eval_{name}") for name in experiment.eval},
+        "decode": {name: _last_metrics(home.path / f"decode_{name}") for name in experiment.decode},
+        "steps_per_second": trained.get("steps_per_second"),
+        "examples_per_second": trained.get("examples_per_second"),
+        "first_step_seconds": first_step and first_step - started,
+        "logdir": str(home.path),
+        "dashboard": home.info["dashboard"],
+    }
+
+
+def _last_metrics(directory: Path) -> dict[str, Any]:
+    records = read_metrics(directory)
+    return {name: value for name, value in records[-1].items() if name != "time"} if records else {}
+
+
+@contextlib.contextmanager
+def _cluster(address: str | None) -> Iterator[str | None]:
+    """Ray, as asked for: the cluster at `address`, the one this process is connected to, or one of our own."""
+    if ray.is_initialized():
+        yield ray.init(ignore_reinit_error=True).dashboard_url
+        return
+    # No reports to anybody unless the user has asked for them.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # An actor without GPUs keeps its CUDA_VISIBLE_DEVICES (it runs on the CPU anyway); this also silences a warning.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        # "local" and not the default: never join somebody else's cluster by accident.
+        context = ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address is None:
+            raise
+        raise RequestError(f"--address {address}: {str(error).strip().splitlines()[0]}") from error
+    try:
+        yield context.dashboard_url
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[], str | None]]:
+    """While this is open, the first SIGINT, SIGTERM or SIGHUP is only noted; the second raises KeyboardInterrupt."""
+    received: list[str] = []
+
+    def note(number: int, _frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt(f"{signal.Signals(number).name} after {received[0]}")
+        received.append(signal.Signals(number).name)
+
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        watched = ()  # only the main thread may; its owner will stop us in another way
+    # After ray.init, which sets a handler of its own for SIGTERM.
+    previous = {number: signal.signal(number, note) for number in watched}
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _check_resources(experiment: Experiment, address: str | None) -> None:
+    """Raises RequestError if this machine can never hold all roles at once (a cluster may grow)."""
+    if address is not None:
+        return
+    have = ray.cluster_resources()
+    wanted: dict[str, float] = {}
+    shares = [
+        (experiment.resources.trainer, 1),
+        (experiment.resources.evaler, len(experiment.eval)),
+        (experiment.resources.decoder, len(experiment.decode)),
+    ]
+    for role, count in shares:
+        for name, amount in {"CPU": role.num_cpus, "GPU": role.num_gpus, **role.custom}.items():
+            wanted[name] = wanted.get(name, 0.0) + amount * count
+    for name, amount in wanted.items():
+        if amount > have.get(name, 0.0):
+            raise RequestError(
+                f"resources: the roles ask for {amount:g} {name}, this machine has {have.get(name, 0.0):g}; "
+                "lower resources.*, or join a cluster with --address"
+            )
