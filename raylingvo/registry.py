@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fnmatch
 import importlib
 import importlib.util
 import pkgutil
@@ -44,10 +45,11 @@ def get(name: str) -> Experiment:
         _import_module_of(name)
     if name not in _registry:
         known = names()
-        # The last part first: people remember LeNet5 and forget where it lives.
+        by_lower = {other.lower(): other for other in known}
+        close = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
+        # People remember LeNet5 and forget where it lives.
         leaf = name.rpartition(".")[2].lower()
-        same_leaf = [other for other in known if other.rpartition(".")[2].lower() == leaf]
-        close = list(dict.fromkeys(same_leaf + difflib.get_close_matches(name, known, n=3, cutoff=0.5)))
+        close = list(dict.fromkeys(close + [other for other in known if other.rpartition(".")[2].lower() == leaf]))
         hint = f"did you mean {' or '.join(close)}?" if close else "`raylingvo list` shows what there is"
         raise RequestError(f"no experiment {name!r}; {hint}")
     return dataclasses.replace(_registry[name](), name=name)
@@ -61,17 +63,30 @@ def names() -> list[str]:
     return sorted(_registry)
 
 
-def description(name: str) -> str:
-    """The first line of the docstring of a registered experiment."""
-    return (_registry[name].__doc__ or "").strip().partition("\n")[0]
+def find(pattern: str = "") -> dict[str, str]:
+    """Name -> first line of the docstring, of the experiments whose name contains, or as a glob matches, `pattern`.
+
+    Raises RequestError if there is none.
+    """
+    wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    found = [name for name in names() if fnmatch.fnmatchcase(name.lower(), wanted.lower())]
+    if not found:
+        close = difflib.get_close_matches(pattern, names(), n=3, cutoff=0.4)
+        raise RequestError(f"no experiment matches {pattern!r}" + (f"; closest: {', '.join(close)}" if close else ""))
+    return {name: (_registry[name].__doc__ or "").strip().partition("\n")[0] for name in found}
+
+
+def import_current_directory() -> None:
+    """Makes modules in the current directory importable, after all others."""
+    if (current := str(Path.cwd())) not in sys.path:
+        sys.path.append(current)
 
 
 def _import_module_of(name: str) -> None:
     module = name.rpartition(".")[0]
     if not module:
         return
-    if (current := str(Path.cwd())) not in sys.path:
-        sys.path.append(current)
+    import_current_directory()
     for candidate in (f"{_BUILT_IN}.{module}", module):
         if _exists(candidate):
             try:

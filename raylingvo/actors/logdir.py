@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +40,12 @@ class Logdir:
         self.path = path.absolute()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a")
         except OSError as error:
-            raise RequestError(f"--logdir {path}: cannot be written ({error.strerror})") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise RequestError(f"--logdir {path}: another raylingvo process is running in it") from error
-        try:
+            raise RequestError(f"--logdir {path}: cannot be created ({error.strerror})") from error
+        with contextlib.ExitStack() as held:
+            held.enter_context(hold(path))
             self._take_over(path, experiment, command)
-        except BaseException:
-            self.close()
-            raise
+            self._held = held.pop_all()
 
     def update(self, **fields: Any) -> None:
         """Changes fields of run.json."""
@@ -58,7 +53,7 @@ class Logdir:
         write_atomically(self.path / "run.json", json.dumps(self.info, indent=2) + "\n")
 
     def close(self) -> None:
-        self._lock.close()  # and the lock with it
+        self._held.close()
 
     def _take_over(self, path: Path, experiment: Experiment, command: list[str]) -> None:
         text, config_file = config.dump(experiment), self.path / "config.yaml"
@@ -77,6 +72,24 @@ class Logdir:
         found = self.path / "run.json"
         self.info = json.loads(found.read_text()) if found.exists() else _new_info(experiment)
         self.update(command=command, hosts=[socket.gethostname()], **_provenance())
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Keeps every other process out of a logdir; also ends with this process, however it dies.
+
+    Raises RequestError if another holds it, or it cannot be written.
+    """
+    try:
+        lock = (path / ".lock").open("a")
+    except OSError as error:
+        raise RequestError(f"--logdir {path}: cannot be written ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RequestError(f"--logdir {path}: another raylingvo process is running in it") from error
+        yield
 
 
 def read_experiment(path: Path) -> Experiment:

@@ -61,6 +61,11 @@ class SnapshotReader(abc.ABC):
         shapes = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, next(self._batches())))
         self._step = jax.jit(self._compute).lower(self._model.abstract, shapes).compile()
 
+    @property
+    def abstract_weights(self) -> Weights:
+        """The shapes of the weights, in the structure of `Arrival.weights`."""
+        return self._model.abstract
+
     def follow(self, feed: Feed) -> None:
         """Works on what `feed` gives until it ends."""
         while (arrival := feed.next()) is not None:

@@ -80,9 +80,7 @@ def _progress(trainer: TrainerStatus) -> list[str]:
 def _result(reader: ReaderStatus) -> str:
     """`eval test @ 205: accuracy 0.9415 acc5 0.9978 (lag 0.3 s, 0 steps)`."""
     verb = {"evaler": "eval", "decoder": "decode"}[reader["role"]]
-    metrics = reader["metrics"]
-    parts = [f"{verb} {reader['dataset']} @ {reader['step']}:"]
-    parts += [f"{name} {text.metric(name, metrics[name])}" for name in text.telling(metrics)]
+    parts = [f"{verb} {reader['dataset']} @ {reader['step']}:", text.metrics_line(reader["metrics"])]
     lag = []
     if reader["lag_seconds"] is not None:
         lag.append(text.seconds(reader["lag_seconds"]))

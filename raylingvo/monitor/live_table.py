@@ -118,7 +118,7 @@ def _with_bar(step: Text, trainer: TrainerStatus) -> Table:
 
 def _reader_row(reader: ReaderStatus, wide: bool, most_metrics: int) -> list[RenderableType]:
     values = reader["metrics"]
-    shown = [name for name in text.telling(values) if not name.startswith("num_")][:most_metrics]
+    shown = [name for name in text.telling(text.quality(values)) if not name.startswith("num_")][:most_metrics]
     notes = [f"{reader['waiting']} queued"] if reader["waiting"] else []
     if reader["restarts"]:
         notes.append(text.count(reader["restarts"], "restart"))

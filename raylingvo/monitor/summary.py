@@ -17,10 +17,10 @@ def format_summary(result: Mapping[str, Any]) -> str:
     reason = f" ({result['stop_reason']})" if result.get("stop_reason") else ""
     rows = []
     if result["train"]:
-        rows.append((f"train @ {result['step']}", _metrics(result["train"])))
+        rows.append((f"train @ {result['step']}", text.metrics_line(result["train"])))
     for verb in ("eval", "decode"):
         for dataset, metrics in result[verb].items():
-            rows.append((f"{verb} {dataset} @ {metrics['step']}", _metrics(metrics)))
+            rows.append((f"{verb} {dataset} @ {metrics['step']}", text.metrics_line(metrics)))
     if speed := _speed(result):
         rows.append(("speed", speed))
     if result.get("logdir"):
@@ -28,11 +28,6 @@ def format_summary(result: Mapping[str, Any]) -> str:
     width = max((len(name) for name, _ in rows), default=0)
     heading = f"{result['experiment']} (run {result['run']}): {result['status']} at step {result['step']}{reason}"
     return "\n".join([heading, *(f"  {name:{width}}  {value}" for name, value in rows)])
-
-
-def _metrics(metrics: Mapping[str, float | None]) -> str:
-    names = text.telling(metrics.keys() - {"step", "time"})
-    return "  ".join(f"{name} {text.metric(name, metrics[name])}" for name in names)
 
 
 def _speed(result: Mapping[str, Any]) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 # What a reader looks for first, most telling first; all others follow by name, and counts come last.
 _HEADLINES = ("accuracy", "correct_top1", "bleu", "wer", "ap", "loss", "acc5", "correct_top5", "log_pplx")
+
+# How a report came about, not how good the model is; the views show these in places of their own.
+_SPEED = ("examples_per_second", "handover_seconds", "input_wait_fraction", "lag_seconds", "steps_per_second")
 
 
 def number(value: float | None) -> str:
@@ -32,6 +35,16 @@ def telling(metrics: Iterable[str]) -> list[str]:
     """The metrics' names, the most telling first."""
     rank = {name: i for i, name in enumerate(_HEADLINES)}
     return sorted(metrics, key=lambda name: (name.startswith("num_"), rank.get(name, len(rank)), name))
+
+
+def metrics_line(metrics: Mapping[str, float | None]) -> str:
+    """`accuracy 0.9415  loss 0.2077 ...`, without what only tells the speed."""
+    return "  ".join(f"{name} {metric(name, metrics[name])}" for name in telling(quality(metrics)))
+
+
+def quality(metrics: Iterable[str]) -> list[str]:
+    """The names of those metrics that say how good the model is."""
+    return [name for name in metrics if name not in (*_SPEED, "step", "time")]
 
 
 def rate(value: float | None) -> str:

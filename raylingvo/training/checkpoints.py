@@ -10,8 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+import numpy as np
+
 from raylingvo.errors import RequestError
 from raylingvo.monitor.metrics_log import read_metrics
+from raylingvo.training.host_copy import encode
 
 if TYPE_CHECKING:
     from raylingvo.experiment import Best
@@ -163,17 +167,41 @@ def restore(logdir: Path, step: int, abstract_state: Any) -> tuple[Any, dict[str
 
     Raises RequestError if it cannot be read or its structure is another one.
     """
+    restored = _restore(logdir, step, abstract_state)
+    return restored.state, restored.position
+
+
+def restore_weights(logdir: Path, step: int, abstract_weights: Any) -> list[np.ndarray]:
+    """The weights of checkpoint `step`, as `host_copy.encode`d leaves in the order of `abstract_weights`.
+
+    Raises RequestError if it cannot be read or its weights are of another structure.
+    """
+    found = _restore(logdir, step, None).state["weights"]
+    paths = jax.tree_util.tree_leaves_with_path(abstract_weights)
+    try:
+        return encode([np.asarray(_at(found, path)) for path, _ in paths])
+    except (KeyError, TypeError) as error:
+        raise RequestError(f"checkpoint {step} in {logdir} has no variable {error}: it is of another model") from error
+
+
+def _at(tree: Any, path: Any) -> Any:
+    # Orbax gives named tuples and lists back as dicts, keyed by name.
+    for key in path:
+        tree = tree[str(getattr(key, "name", getattr(key, "key", None)))]
+    return tree
+
+
+def _restore(logdir: Path, step: int, abstract_state: Any) -> Any:
     import orbax.checkpoint as ocp
 
     path = (logdir / DIRECTORY / str(step)).absolute()
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), position=ocp.args.JsonRestore())
     try:
         with ocp.Checkpointer(_handler()) as checkpointer:
-            restored = checkpointer.restore(path, args=arguments)
+            return checkpointer.restore(path, args=arguments)
     except (ValueError, KeyError, OSError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise RequestError(f"checkpoint {path} cannot be read: {first_line}") from error
-    return restored.state, restored.position
 
 
 def clean(logdir: Path) -> None:

@@ -19,10 +19,9 @@ def _random(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def _value_and_grads(function, images, kernel):
-    """The output, and the gradients of a random linear function of it."""
-    y, vjp = jax.vjp(jax.jit(function), images, kernel)
-    return y, *vjp(_random(*y.shape, seed=1))
+def _on_accelerators(images, kernel):
+    """What other platforms run."""
+    return conv._relu_max(conv._windows_by_convolution(images, kernel))
 
 
 @pytest.mark.parametrize(
@@ -36,15 +35,22 @@ def _value_and_grads(function, images, kernel):
         (2, 3, 2, 1, 1, 7),  # smaller than the kernel
     ],
 )
-@pytest.mark.parametrize("function", [conv.conv_relu_pool, "accelerator"])
-def test_value_and_gradients_equal_xla(function, B, H, W, C, D, K):
-    if function == "accelerator":  # what other platforms run, run here
-        function = lambda x, k: conv._relu_max(conv._windows_by_convolution(x, k))  # noqa: E731
+def test_value_and_gradients_equal_xla(B, H, W, C, D, K):
     images, kernel = _random(B, H, W, C), _random(K, K, C, D, seed=2)
-    got = _value_and_grads(function, images, kernel)
-    for ours, plain in zip(got, _value_and_grads(_plain, images, kernel), strict=True):
-        assert ours.shape == plain.shape
-        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4 * float(jnp.abs(plain).max()))
+    cotangent = _random(B, H // 2, W // 2, D, seed=1)
+
+    @jax.jit
+    def values_and_gradients(images, kernel):
+        results = []
+        for function in (_plain, conv.conv_relu_pool, _on_accelerators):
+            y, vjp = jax.vjp(function, images, kernel)
+            results.append((y, *vjp(cotangent)))
+        return results
+
+    expected, *both = values_and_gradients(images, kernel)
+    for results in both:
+        for ours, plain in zip(results, expected, strict=True):
+            np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4 * float(jnp.abs(plain).max()))
 
 
 def test_the_same_program_is_lowered_for_accelerators_with_their_convolution():
@@ -66,10 +72,14 @@ def test_ties_of_equal_patches_do_not_change_the_kernel_gradient():
     """On a flat image all outputs of a window away from the border are equal, and so are their patches."""
     images = jnp.ones((1, 12, 12, 1))
     kernel = jnp.abs(_random(3, 3, 1, 2))
-    interior = lambda f: lambda k: f(images, k)[:, 1:-1, 1:-1].sum()  # noqa: E731
-    np.testing.assert_allclose(
-        jax.grad(interior(conv.conv_relu_pool))(kernel), jax.grad(interior(_plain))(kernel), rtol=1e-5
-    )
+
+    @jax.jit
+    def gradients(kernel):
+        return [
+            jax.grad(lambda k, f=f: f(images, k)[:, 1:-1, 1:-1].sum())(kernel) for f in (conv.conv_relu_pool, _plain)
+        ]
+
+    np.testing.assert_allclose(*gradients(kernel), rtol=1e-5)
 
 
 def test_a_negative_or_zero_window_has_no_gradient():

@@ -1,0 +1,279 @@
+"""The command line: each command parses, calls one function, and prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raylingvo.errors import RequestError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Runs named experiments in JAX: Trainer, Evalers and Decoders as Ray actors that share weights in memory.",
+)
+inspect_app = typer.Typer(no_args_is_help=True, help="Shows an experiment without running it.")
+data_app = typer.Typer(no_args_is_help=True, help="Makes datasets.")
+runs_app = typer.Typer(no_args_is_help=True, help="Looks at the logdirs of runs.")
+app.add_typer(inspect_app, name="inspect")
+app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
+
+Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="such as image.digits.LeNet5; see `raylingvo list`")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a field, e.g. train.max_steps=500")
+]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout; all else goes to stderr")]
+LogdirOption = Annotated[Path, typer.Option("--logdir", metavar="DIR", help="the folder of the run")]
+Logdirs = Annotated[list[Path], typer.Argument(metavar="LOGDIR...", help="logdirs, or folders that contain some")]
+Datasets = Annotated[
+    list[str] | None, typer.Option("--dataset", metavar="NAME", help="may be repeated; default: as in the run")
+]
+Checkpoint = Annotated[str, typer.Option(metavar="latest|best|STEP|all", help="which checkpoints of the run")]
+
+
+def main() -> None:
+    """The entry point. Exit status: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted."""
+    try:
+        status = app(standalone_mode=False)
+    except RequestError as error:
+        _say(f"raylingvo: {error}")
+        status = 2
+    except KeyboardInterrupt:
+        _say("raylingvo: interrupted")
+        status = 130
+    except typer.Abort:
+        status = 130
+    except Exception as error:
+        status = _click_status(error)
+    sys.exit(status or 0)
+
+
+def _click_status(error: Exception) -> int:
+    show, status = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if show is None or status is None:  # not a complaint about the command line
+        raise error
+    show()
+    return status
+
+
+@app.command("list")
+def list_command(
+    pattern: Annotated[str, typer.Argument(help="a part of the name, or a glob")] = "", as_json: Json = False
+) -> None:
+    """Lists the registered experiments."""
+    from raylingvo import registry
+
+    found = registry.find(pattern)
+    if as_json:
+        _print_json({"experiments": [{"name": name, "description": text} for name, text in found.items()]})
+        return
+    width = max(map(len, found))
+    for name, text in found.items():
+        print(f"{name:{width}}  {text}")
+
+
+@inspect_app.command("config")
+def inspect_config(name: Name, overrides: Set = None, as_json: Json = False) -> None:
+    """Prints the experiment's full configuration as YAML, as `run --config` reads it."""
+    from raylingvo import config
+
+    experiment = _experiment(name, overrides)
+    if as_json:
+        _print_json({"experiment": experiment.name, "config": config.flatten(experiment)})
+    else:
+        print(config.dump(experiment), end="")
+
+
+@inspect_app.command("model")
+def inspect_model(name: Name, overrides: Set = None, as_json: Json = False) -> None:
+    """Prints the model's variables and the number of weights."""
+    from raylingvo import describe
+
+    experiment = _experiment(name, overrides)
+    described = describe.model(experiment)
+    if as_json:
+        _print_json({"experiment": experiment.name, **described})
+    else:
+        print("\n".join(described["lines"]))
+
+
+@inspect_app.command("datasets")
+def inspect_datasets(name: Name, overrides: Set = None, as_json: Json = False) -> None:
+    """Prints the experiment's datasets."""
+    from raylingvo import describe
+
+    experiment = _experiment(name, overrides)
+    rows = describe.datasets(experiment)
+    if as_json:
+        _print_json({"experiment": experiment.name, "datasets": rows})
+        return
+    for row in rows:
+        fields = ", ".join(f"{key} {value}" for key, value in row["fields"].items())
+        uses = "+".join(row["used_by"]) or "unused"
+        print(f"{row['name']}: {row['num_examples']:,} examples ({row['class']}; {uses}): {fields}")
+
+
+@app.command()
+def run(
+    logdir: LogdirOption,
+    name: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="see `raylingvo list`")] = "",
+    overrides: Set = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="a config.yaml, instead of a registered experiment")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="join this Ray cluster; auto: the one of this machine")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Runs an experiment, or goes on with it where it stopped."""
+    import psutil
+
+    from raylingvo.actors.run import RunFailed
+    from raylingvo.actors.run import run as run_experiment
+
+    experiment = _experiment(name, overrides, config_file)
+    try:
+        result = run_experiment(experiment, logdir, address=address, started=psutil.Process().create_time())
+    except RunFailed as failure:
+        _print_result(failure.result, as_json)
+        _say(failure.trace)
+        _say(f"raylingvo: {failure}")
+        raise typer.Exit(1) from None
+    _print_result(result, as_json)
+    if result["status"] == "interrupted":
+        raise typer.Exit(130)
+
+
+@app.command("eval")
+def eval_command(
+    logdir: LogdirOption, datasets: Datasets = None, checkpoint: Checkpoint = "latest", as_json: Json = False
+) -> None:
+    """Evaluates checkpoints of a run that is over."""
+    _read_checkpoints("eval", logdir, datasets, checkpoint, as_json)
+
+
+@app.command()
+def decode(
+    logdir: LogdirOption, datasets: Datasets = None, checkpoint: Checkpoint = "latest", as_json: Json = False
+) -> None:
+    """Decodes checkpoints of a run that is over, to LOGDIR/decode_<dataset>/decoder_out-<step>.jsonl."""
+    _read_checkpoints("decode", logdir, datasets, checkpoint, as_json)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="such as mnist")],
+    from_path: Annotated[
+        Path | None, typer.Option("--from", metavar="PATH", help="a local file or folder; default: download")
+    ] = None,
+) -> None:
+    """Makes a dataset under RAYLINGVO_DATA."""
+    from raylingvo.data.prepare import prepare
+
+    for line in prepare(name, from_path):
+        print(line)
+
+
+@runs_app.command("list")
+def runs_list(logdirs: Logdirs, as_json: Json = False) -> None:
+    """Lists runs: status, step, last metrics."""
+    from raylingvo.monitor import runs, runs_view
+
+    rows = runs.list_rows(runs.find_runs(logdirs))
+    _print_json({"runs": rows}) if as_json else runs_view.print_table(runs_view.list_table(rows))
+
+
+@runs_app.command("show")
+def runs_show(logdir: Annotated[Path, typer.Argument(metavar="LOGDIR")], as_json: Json = False) -> None:
+    """Shows one run."""
+    from raylingvo.monitor import runs, runs_view
+
+    shown = runs.show(runs.load_run(logdir))
+    _print_json(shown) if as_json else runs_view.print_table(runs_view.show_table(shown))
+
+
+@runs_app.command("compare")
+def runs_compare(logdirs: Logdirs, as_json: Json = False) -> None:
+    """Shows how the settings and the metrics of runs differ."""
+    from raylingvo.monitor import runs, runs_view
+
+    compared = runs.compare(runs.find_runs(logdirs))
+    _print_json(compared) if as_json else runs_view.print_table(runs_view.compare_table(compared))
+
+
+@runs_app.command("plot")
+def runs_plot(
+    logdirs: Logdirs,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="the PNG to write")] = Path("runs.png"),
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", metavar="NAME", help="e.g. test/accuracy; may be repeated")
+    ] = None,
+) -> None:
+    """Draws the metrics of runs over each other, as a PNG."""
+    from raylingvo.monitor import plots, runs
+
+    print(plots.plot_runs(runs.find_runs(logdirs), out, metrics))
+
+
+class _Kind(StrEnum):
+    EVAL = "eval"
+    DECODE = "decode"
+
+
+def _read_checkpoints(kind: Any, logdir: Path, datasets: list[str] | None, checkpoint: str, as_json: bool) -> None:
+    from raylingvo.actors.offline import read_checkpoints
+    from raylingvo.monitor.text import metrics_line
+
+    result = read_checkpoints(kind, logdir, datasets=datasets or (), checkpoint=checkpoint, progress=_say)
+    if as_json:
+        _print_json(result)
+        return
+    for dataset, records in result["all"].items():
+        for record in records:
+            print(f"{kind} {dataset} @ {record['step']}: {metrics_line(record)}")
+
+
+def _experiment(name: str, overrides: list[str] | None, config_file: Path | None = None) -> Any:
+    from raylingvo import config, registry
+    from raylingvo.experiment import Experiment
+
+    assignments = config.parse_assignments(overrides or [])
+    if config_file is None:
+        if not name:
+            raise RequestError("run needs an EXPERIMENT or --config FILE; `raylingvo list` shows what there is")
+        return config.override(registry.get(name), assignments)
+    try:
+        text = config_file.read_text()
+    except OSError as error:
+        raise RequestError(f"--config {config_file}: cannot be read ({error.strerror})") from error
+    registry.import_current_directory()
+    experiment = config.load(text, Experiment)
+    if name and name != experiment.name:
+        raise RequestError(f"--config {config_file} is of {experiment.name}, not of {name}")
+    return config.override(experiment, assignments)
+
+
+def _print_result(result: dict[str, Any], as_json: bool) -> None:
+    from raylingvo.monitor.summary import format_summary
+
+    if as_json:
+        _print_json(result)
+    else:
+        print(format_summary(result))
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, allow_nan=False))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

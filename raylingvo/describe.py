@@ -1,0 +1,39 @@
+"""What an experiment is, without running it: its model's variables and its datasets, as plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raylingvo.experiment import Experiment
+
+
+def model(experiment: Experiment) -> dict[str, Any]:
+    """{"lines": a line per variable and the total, "num_params"}; nothing is computed or allocated."""
+    from raylingvo.training.state import Model, num_params, variable_lines
+
+    weights = Model(experiment.task).abstract
+    return {"lines": variable_lines(weights), "num_params": num_params(weights)}
+
+
+def datasets(experiment: Experiment) -> list[dict[str, Any]]:
+    """For each dataset its name, class, uses, number of examples, and the fields of a batch. Opens the data.
+
+    Raises RequestError if data are missing.
+    """
+    import numpy as np
+
+    rows = []
+    for name, dataset in experiment.datasets.items():
+        source = dataset.open()
+        fields = source.take(np.zeros(1, np.int64))
+        uses = [use for use in ("eval", "decode") if name in getattr(experiment, use)]
+        rows.append(
+            {
+                "name": name,
+                "class": type(dataset).__name__,
+                "used_by": ["train"] * (name == experiment.train.dataset) + uses,
+                "num_examples": len(source),
+                "fields": {key: f"{value.dtype}{list(value.shape[1:])}" for key, value in fields.items()},
+            }
+        )
+    return rows

@@ -1,0 +1,59 @@
+"""What every test has: the CPU, no silent rank promotion, `--update-golden`, and the golden vectors of Lingvo."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+# JAX reads these when it is imported, in this process and in those that tests start.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden that differ")
+
+
+@pytest.fixture
+def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """check_golden(file name, text): the text is that of the file in tests/golden, which --update-golden rewrites."""
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--update-golden"):
+            path.write_text(text)
+        assert path.exists(), f"{path} does not exist; run pytest --update-golden and review the new file"
+        assert text == path.read_text(), f"{path} differs; if it should, run pytest --update-golden and review the diff"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder RAYLINGVO_TEST_DATA; tests that need it are skipped without it."""
+    if not (folder := os.environ.get("RAYLINGVO_TEST_DATA")):
+        pytest.skip("RAYLINGVO_TEST_DATA is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def lingvo_vectors(test_data: Path) -> Callable[[str], list[tuple[dict[str, Any], dict[str, np.ndarray]]]]:
+    """lingvo_vectors(family): (case, its arrays) of `golden/<family>`, beside the folder RAYLINGVO_TEST_DATA."""
+
+    def load(family: str) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+        folder = test_data.parent / "golden"
+        if not folder.is_dir():
+            pytest.skip(f"there are no golden vectors beside RAYLINGVO_TEST_DATA: {folder} does not exist")
+        cases = json.loads((folder / f"{family}.json").read_text())["cases"]
+        with np.load(folder / f"{family}.npz") as arrays:
+            return [(case, {name: arrays[f"{case['id']}/{name}"] for name in case["arrays"]}) for case in cases]
+
+    return load
