@@ -107,7 +107,7 @@ def _last_metrics(directory: Path) -> dict[str, Any]:
 def _cluster(address: str | None) -> Iterator[str | None]:
     """Ray, as asked for: the cluster at `address`, the one this process is connected to, or one of our own."""
     if ray.is_initialized():
-        yield ray.init(ignore_reinit_error=True).dashboard_url
+        yield None  # whoever initialised it has been told the dashboard's address
         return
     # No reports to anybody unless the user has asked for them.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -165,9 +165,18 @@ class CheckpointWriter:
 def restore(logdir: Path, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
     """Checkpoint `step` -> (state with the structure, shapes and dtypes of `abstract_state`, position).
 
-    Raises RequestError if it cannot be read or its structure is another one.
+    Raises RequestError if it cannot be read, or has other variables or shapes.
     """
     restored = _restore(logdir, step, abstract_state)
+    # Orbax compares the names only, and gives the shapes on disk.
+    for (path, want), found in zip(
+        jax.tree_util.tree_leaves_with_path(abstract_state), jax.tree.leaves(restored.state), strict=True
+    ):
+        if found.shape != want.shape:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise RequestError(
+                f"checkpoint {step} in {logdir} cannot be read: {name} has shape {found.shape}, expected {want.shape}"
+            )
     return restored.state, restored.position
 
 

@@ -1,0 +1,284 @@
+"""Checkpoints: which are kept as time goes by, that they come back bit by bit, and that a failure is never quiet."""
+
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from raylingvo.errors import RequestError
+from raylingvo.experiment import Best
+from raylingvo.experiment import Checkpoints as Policy
+from raylingvo.monitor.metrics_log import MetricsLog
+from raylingvo.training import checkpoints
+from raylingvo.training.checkpoints import CheckpointWriter, Saved, retained
+from raylingvo.training.host_copy import decode
+from raylingvo.training.state import init_state
+
+POSITION = {"input": {"position": {"next": 7}, "seed": 0}, "last_report": {"step": 4, "metrics": {"loss": 0.1}}}
+
+
+def host_state(**task):
+    return jax.tree.map(np.asarray, init_state(toy.experiment(task=toy.Regression(**task)), toy.batches(1)[0]))
+
+
+STATE = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.array(3, np.int32)}
+
+
+@pytest.fixture
+def writer(tmp_path):
+    made = []
+
+    def make(policy=None, tell=lambda line: None):
+        made.append(CheckpointWriter(tmp_path, policy or Policy(), tell))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def save(writer, step, state=STATE):
+    writer.save(step, state, POSITION, on_saved=lambda: None)
+    writer.wait()
+
+
+def score(logdir, values, dataset="test", metric="accuracy"):
+    with MetricsLog(logdir / f"eval_{dataset}") as log:
+        for step, value in values.items():
+            log.write(step, {metric: value})
+
+
+# --- retention, on a simulated clock ---
+
+
+def simulate(policy, *, steps, seconds_per_step, scores=lambda step: {}):
+    """Saves every step and lets go what the policy does not keep; yields (step, what is kept)."""
+    saved = []
+    for step in range(1, steps + 1):
+        saved.append(Saved(step, 1e9 + step * seconds_per_step))
+        kept = retained(saved, policy, scores(step))
+        saved = [s for s in saved if s.step in kept]
+        yield step, [s.step for s in saved]
+
+
+@pytest.mark.parametrize("keep_last", [1, 3])
+def test_the_last_ones_are_kept(keep_last):
+    for step, kept in simulate(Policy(keep_last=keep_last), steps=10, seconds_per_step=60):
+        assert kept == list(range(max(1, step - keep_last + 1), step + 1))
+
+
+@pytest.mark.parametrize("seconds_per_step", [7, 50, 100, 130])
+def test_one_per_period_is_kept_for_ever(seconds_per_step):
+    policy = Policy(keep_last=2, keep_every_seconds=100)
+    before: set[int] = set()
+    for step, kept in simulate(policy, steps=60, seconds_per_step=seconds_per_step):
+        old = [s for s in kept if s <= step - 2]
+        gaps = np.diff(old) * seconds_per_step
+        # As dense as asked for, as far as there were checkpoints to keep, and no denser.
+        assert (gaps >= 100).all()
+        assert (gaps < 100 + seconds_per_step).all()
+        assert before <= set(kept)
+        before = set(old)
+    assert len(before) >= 60 * seconds_per_step / (100 + seconds_per_step) - 2
+
+
+@pytest.mark.parametrize(("mode", "best"), [("max", [3, 7]), ("min", [1, 6])])
+def test_the_best_are_kept_once_they_have_a_score(mode, best):
+    values = {1: 0.1, 2: 0.5, 3: 0.9, 4: 0.4, 5: 0.5, 6: 0.2, 7: 0.8, 8: 0.5, 9: 0.5}
+    policy = Policy(keep_last=1, best=Best(metric="test/accuracy", mode=mode, keep=2))
+    delay = 2  # the Evaler is so many steps behind
+
+    def scores(step):
+        return {s: values[s] for s in values if s <= step - delay}
+
+    for step, kept in simulate(policy, steps=9, seconds_per_step=1, scores=scores):
+        assert set(kept) >= set(range(max(1, step - delay + 1), step + 1))  # unscored: may be the best
+    assert kept == [*best, 8, 9]
+
+
+def test_a_checkpoint_that_the_evaler_skipped_is_not_waited_for():
+    policy = Policy(keep_last=1, best=Best(metric="test/accuracy", mode="max"))
+    saved = [Saved(step, float(step)) for step in (10, 20, 30, 40)]
+    assert retained(saved, policy, {10: 0.5, 30: 0.4}) == {10, 40}
+
+
+def test_a_score_of_a_step_without_checkpoint_takes_no_place():
+    policy = Policy(keep_last=1, best=Best(metric="test/accuracy", mode="max"))
+    saved = [Saved(step, float(step)) for step in (10, 20, 30)]
+    assert retained(saved, policy, {10: 0.5, 15: 0.99, 20: 0.4, 25: 0.98, 30: 0.1}) == {10, 30}
+
+
+def test_of_equal_scores_the_earlier_is_best():
+    assert checkpoints.rank({30: 0.5, 10: 0.5, 20: 0.7}, "max") == [20, 10, 30]
+    assert checkpoints.rank({30: 0.5, 10: 0.5, 20: 0.7}, "min") == [10, 30, 20]
+
+
+# --- on disk ---
+
+
+@pytest.mark.parametrize("task", [{"dtype": "bfloat16"}, {"statistics": False}], ids=["bf16", "no extra"])
+def test_what_is_restored_is_what_was_saved(tmp_path, writer, task):
+    state = host_state(**task)
+    assert bool(state.weights.extra) == task.get("statistics", True)
+    save(writer(), 3, state)
+    restored, position = checkpoints.restore(tmp_path, 3, jax.eval_shape(lambda: jax.tree.map(jnp.asarray, state)))
+    toy.assert_bit_equal(restored, state)
+    assert position == POSITION
+
+
+def test_saving_keeps_what_the_policy_keeps(tmp_path, writer):
+    told: list[str] = []
+    score(tmp_path, {1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3, 5: 0.4})
+    best = Best(metric="test/accuracy", mode="max")
+    each = writer(Policy(keep_last=2, best=best), told.append)
+    for step in range(1, 6):
+        save(each, step)
+    assert checkpoints.steps(tmp_path) == [2, 4, 5]
+    assert told == [f"checkpoint {step} written" for step in range(1, 6)]
+    assert sorted(path.name for path in (tmp_path / checkpoints.DIRECTORY).iterdir()) == ["2", "4", "5"]
+    assert checkpoints.resolve(tmp_path, "best", best) == [2]
+    assert checkpoints.resolve(tmp_path, "latest", best) == [5]
+    assert checkpoints.resolve(tmp_path, "all", best) == [2, 4, 5]
+    assert checkpoints.resolve(tmp_path, "4", best) == [4]
+
+
+def test_a_step_can_be_saved_again(tmp_path, writer):
+    each = writer()
+    for state in (STATE, {"a": STATE["a"] + 1, "step": np.array(3, np.int32)}):
+        save(each, 3, state)
+        toy.assert_bit_equal(checkpoints.restore(tmp_path, 3, state)[0], state)
+
+
+def test_buffers_are_given_back_when_they_are_on_disk(tmp_path, writer):
+    seen = []
+    each = writer()
+    each.save(3, STATE, POSITION, on_saved=lambda: seen.append(checkpoints.steps(tmp_path)))
+    each.wait()
+    assert seen == [[3]]
+    assert not each.busy()
+
+
+def test_it_is_busy_until_the_save_is_over(writer):
+    go_on = threading.Event()
+    each = writer()
+    each.save(3, STATE, POSITION, on_saved=lambda: go_on.wait(60) or pytest.fail("nobody set the event"))
+    assert each.busy()
+    go_on.set()
+    each.wait()
+    assert not each.busy()
+
+
+# --- failures ---
+
+
+def block(logdir):
+    """Makes every save fail: the place of the checkpoints is a file."""
+    (logdir / "train").mkdir()
+    (logdir / checkpoints.DIRECTORY).write_text("")
+
+
+@pytest.mark.parametrize("call", ["save", "wait", "close", "busy"])
+def test_the_next_call_raises_the_error_of_a_save(tmp_path, call):
+    block(tmp_path)
+    each = CheckpointWriter(tmp_path, Policy(), lambda line: None)
+    started = threading.Event()
+    each.save(3, STATE, POSITION, on_saved=lambda: None)
+    each._executor.submit(started.set)  # in the writer's only thread, hence after the save
+    assert started.wait(60)
+    with pytest.raises(OSError, match="checkpoints"):
+        each.save(4, STATE, POSITION, on_saved=lambda: None) if call == "save" else getattr(each, call)()
+    each.close()
+
+
+def test_a_write_that_is_cut_short_leaves_no_checkpoint(tmp_path, monkeypatch):
+    def killed(*args, **kwargs):
+        raise OSError("cut short")
+
+    each = CheckpointWriter(tmp_path, Policy(), lambda line: None)
+    save(each, 3)
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace"):  # what makes a finished checkpoint appear
+            patch.setattr(f"os.{name}", killed)
+            patch.setattr(Path, name, killed)
+        each.save(4, STATE, POSITION, on_saved=lambda: pytest.fail("not saved"))
+        with pytest.raises(OSError, match="cut short"):
+            each.close()
+    root = tmp_path / checkpoints.DIRECTORY
+    assert checkpoints.steps(tmp_path) == [3]
+    left = {path.name for path in root.iterdir()} - {"3"}
+    assert left
+    checkpoints.clean(tmp_path)
+    assert [path.name for path in root.iterdir()] == ["3"]
+    toy.assert_bit_equal(checkpoints.restore(tmp_path, 3, STATE)[0], STATE)
+
+
+def test_cleaning_removes_what_was_half_deleted(tmp_path, writer):
+    save(writer(), 3)
+    root = tmp_path / checkpoints.DIRECTORY
+    (root / "2.deleting" / "state").mkdir(parents=True)
+    assert checkpoints.steps(tmp_path) == [3]
+    checkpoints.clean(tmp_path)
+    assert [path.name for path in root.iterdir()] == ["3"]
+
+
+def test_cleaning_an_empty_logdir_does_nothing(tmp_path):
+    checkpoints.clean(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert checkpoints.steps(tmp_path) == []
+
+
+def test_what_resolve_refuses(tmp_path, writer):
+    best = Best(metric="test/accuracy", mode="max")
+    with pytest.raises(RequestError, match=r"no checkpoint in .*checkpoints; the run has not reached its first one"):
+        checkpoints.resolve(tmp_path, "latest", best)
+    each = writer()
+    for step in (3, 12):
+        save(each, step)
+    for which in ("7", "newest", "-3"):
+        with pytest.raises(RequestError, match=rf"no checkpoint '{which}' in .*; it has 3, 12, latest, best, all"):
+            checkpoints.resolve(tmp_path, which, best)
+    with pytest.raises(RequestError, match=r"--checkpoint best: this experiment sets no train.checkpoints.best"):
+        checkpoints.resolve(tmp_path, "best", None)
+    score(tmp_path, {5: 0.5})
+    with pytest.raises(RequestError, match=r"no checkpoint has been evaluated on test/accuracy yet"):
+        checkpoints.resolve(tmp_path, "best", best)
+
+
+def test_scores_leave_out_what_was_not_finite(tmp_path):
+    score(tmp_path, {1: 0.5, 2: float("nan"), 3: 0.25})
+    assert checkpoints.read_scores(tmp_path, "test/accuracy") == {1: 0.5, 3: 0.25}
+    assert checkpoints.read_scores(tmp_path, "test/other") == {}
+
+
+@pytest.mark.parametrize(
+    "abstract",
+    [
+        {"a": np.zeros((3, 2), np.float32), "step": np.array(0, np.int32)},
+        {"b": np.zeros((2, 3), np.float32), "step": np.array(0, np.int32)},
+        {"a": np.zeros((2, 3), np.float32)},
+    ],
+    ids=["shape", "name", "missing"],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, writer, abstract):
+    save(writer(), 3)
+    with pytest.raises(RequestError, match=r"checkpoint .*3.* cannot be read: "):
+        checkpoints.restore(tmp_path, 3, abstract)
+
+
+def test_weights_alone_come_back_in_the_order_of_the_model(tmp_path, writer):
+    state = host_state(dtype="bfloat16")
+    save(writer(), 3, state)
+    encoded = checkpoints.restore_weights(tmp_path, 3, state.weights)
+    toy.assert_bit_equal(decode(encoded, state.weights), state.weights)
+    other = {"params": {"hidden": {"gain": np.zeros(3)}}}
+    with pytest.raises(RequestError, match=r"checkpoint 3 in .* has no variable 'gain': it is of another model"):
+        checkpoints.restore_weights(tmp_path, 3, other)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(RequestError, match=r"checkpoint .*/9 cannot be read: .*not found"):
+        checkpoints.restore(tmp_path, 9, STATE)
