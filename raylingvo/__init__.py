@@ -1,8 +1,8 @@
 """raylingvo: named experiments in JAX whose trainer, evalers and decoders are Ray actors.
 
-    import raylingvo as rl
-    exp = rl.override(rl.get("image.digits.LeNet5"), {"learner.learning_rate": 3e-4})
-    result = rl.run(exp, logdir="/tmp/digits")
+import raylingvo as rl
+exp = rl.override(rl.get("image.digits.LeNet5"), {"learner.learning_rate": 3e-4})
+result = rl.run(exp, logdir="/tmp/digits")
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +41,7 @@ Checkpoint = Annotated[str, typer.Option(metavar="latest|best|STEP|all", help="w
 def main() -> None:
     """The entry point. Exit status: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted."""
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="raylingvo", standalone_mode=False)
     except RequestError as error:
         _say(f"raylingvo: {error}")
         status = 2
@@ -52,16 +51,21 @@ def main() -> None:
     except typer.Abort:
         status = 130
     except Exception as error:
-        status = _click_status(error)
+        status = _say_usage_error(error)
+        if status is None:
+            raise
     sys.exit(status or 0)
 
 
-def _click_status(error: Exception) -> int:
-    show, status = getattr(error, "show", None), getattr(error, "exit_code", None)
-    if show is None or status is None:  # not a complaint about the command line
-        raise error
-    show()
-    return status
+def _say_usage_error(error: Exception) -> int | None:
+    """Says in one line what typer has against the command line; the exit status. None: it is another error."""
+    # No class to catch: depending on its version, typer raises click's exceptions or its own copies of them.
+    format_message, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
+    if format_message is None or context is None:
+        return None
+    if message := " ".join(format_message().split()):  # empty: the help has been printed instead
+        _say(f"raylingvo: {message} See: {context.command_path} --help")
+    return 2
 
 
 @app.command("list")
@@ -253,10 +257,13 @@ def _experiment(name: str, overrides: list[str] | None, config_file: Path | None
         return config.override(registry.get(name), assignments)
     try:
         text = config_file.read_text()
-    except OSError as error:
-        raise RequestError(f"--config {config_file}: cannot be read ({error.strerror})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--config {config_file}: cannot be read ({error})") from error
     registry.import_current_directory()
-    experiment = config.load(text, Experiment)
+    try:
+        experiment = config.load(text, Experiment)
+    except RequestError as error:
+        raise RequestError(f"--config {config_file}: {error}") from error
     if name and name != experiment.name:
         raise RequestError(f"--config {config_file} is of {experiment.name}, not of {name}")
     return config.override(experiment, assignments)

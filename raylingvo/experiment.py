@@ -188,7 +188,9 @@ class Experiment:
             ("train.early_stop.metric", stop and stop.metric),
         ):
             if metric and metric.split("/")[0] not in self.eval:
-                raise ValueError(f"{field}: {metric!r} is of a dataset that is not evaluated; eval has {', '.join(self.eval)}")
+                raise ValueError(
+                    f"{field}: {metric!r} is of a dataset that is not evaluated; eval has {', '.join(self.eval)}"
+                )
 
     def reading_batch_size(self, reading: Reading) -> int:
         """The batch size an Evaler or Decoder uses."""

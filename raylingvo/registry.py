@@ -44,12 +44,7 @@ def get(name: str) -> Experiment:
     if name not in _registry:
         _import_module_of(name)
     if name not in _registry:
-        known = names()
-        by_lower = {other.lower(): other for other in known}
-        close = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
-        # People remember LeNet5 and forget where it lives.
-        leaf = name.rpartition(".")[2].lower()
-        close = list(dict.fromkeys(close + [other for other in known if other.rpartition(".")[2].lower() == leaf]))
+        close = _closest(name)
         hint = f"did you mean {' or '.join(close)}?" if close else "`raylingvo list` shows what there is"
         raise RequestError(f"no experiment {name!r}; {hint}")
     return dataclasses.replace(_registry[name](), name=name)
@@ -71,8 +66,9 @@ def find(pattern: str = "") -> dict[str, str]:
     wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
     found = [name for name in names() if fnmatch.fnmatchcase(name.lower(), wanted.lower())]
     if not found:
-        close = difflib.get_close_matches(pattern, names(), n=3, cutoff=0.4)
-        raise RequestError(f"no experiment matches {pattern!r}" + (f"; closest: {', '.join(close)}" if close else ""))
+        close = _closest(pattern)
+        hint = f"closest: {', '.join(close)}" if close else f"there are {', '.join(names())}"
+        raise RequestError(f"no experiment matches {pattern!r}; {hint}")
     return {name: (_registry[name].__doc__ or "").strip().partition("\n")[0] for name in found}
 
 
@@ -103,6 +99,20 @@ def _exists(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):  # a parent that is not a package, or a malformed name
         return False
+
+
+def _closest(name: str) -> list[str]:
+    """Up to three registered names that are like `name`, or have a part like it: people forget where LeNet5 lives."""
+    by_text: dict[str, list[str]] = {}
+    for other in names():
+        for text in (other, *other.split(".")):
+            by_text.setdefault(text.lower(), []).append(other)
+    wanted = name.lower()
+    texts = [
+        *difflib.get_close_matches(wanted, by_text, n=3, cutoff=0.6),
+        *difflib.get_close_matches(wanted.rpartition(".")[2], by_text, n=1, cutoff=0.8),
+    ]
+    return list(dict.fromkeys(other for text in texts for other in by_text[text]))[:3]
 
 
 def _where(function: Callable[[], Experiment]) -> str:

@@ -35,6 +35,10 @@ class Gate:
         (self.folder / "open").touch()
         self.let_through()
 
+    def close(self) -> None:
+        self._entered.close()
+        os.close(self._go)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GatedRows(Rows):

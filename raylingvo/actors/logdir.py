@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import raylingvo
-from raylingvo import config
+from raylingvo import config, registry
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Experiment
 from raylingvo.monitor.atomic import write_atomically
@@ -32,20 +32,39 @@ class Logdir:
     `info` is what run.json says; `update` changes it.
     """
 
-    def __init__(self, path: Path, experiment: Experiment, command: list[str]):
-        """Creates the logdir, or takes over one of the very same experiment.
+    def __init__(self, path: Path, experiment: Experiment):
+        """Creates the logdir, or opens one of the very same experiment; writes nothing there but the lock.
 
         Raises RequestError if it cannot be written, another process uses it, or it holds something else.
         """
         self.path = path.absolute()
+        self._experiment = experiment
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RequestError(f"--logdir {path}: cannot be created ({error.strerror})") from error
         with contextlib.ExitStack() as held:
             held.enter_context(hold(path))
-            self._take_over(path, experiment, command)
+            self._refuse_another(path)
             self._held = held.pop_all()
+        found = self.path / "run.json"
+        self.info = json.loads(found.read_text()) if found.exists() else _new_info(experiment)
+
+    def begin(self, command: list[str], **fields: Any) -> None:
+        """Writes what is known when a run starts, or goes on: a request that proves wrong before leaves no trace."""
+        # The config first: by it a logdir is known, even if what follows is cut short.
+        write_atomically(self.path / "config.yaml", config.dump(self._experiment))
+        (self.path / "control").mkdir(exist_ok=True)
+        write_atomically(self.path / "control" / "params.txt", config.params_text(self._experiment))
+        self.update(
+            status="running",
+            ended=None,
+            stop_reason=None,
+            command=command,
+            hosts=[socket.gethostname()],
+            **_provenance(),
+            **fields,
+        )
 
     def update(self, **fields: Any) -> None:
         """Changes fields of run.json."""
@@ -55,23 +74,15 @@ class Logdir:
     def close(self) -> None:
         self._held.close()
 
-    def _take_over(self, path: Path, experiment: Experiment, command: list[str]) -> None:
-        text, config_file = config.dump(experiment), self.path / "config.yaml"
-        if config_file.exists():
-            if config_file.read_text() != text:
-                differences = config.diff(config.load(config_file.read_text(), Experiment), experiment)
+    def _refuse_another(self, path: Path) -> None:
+        if (self.path / "config.yaml").exists():
+            if differences := config.diff(read_experiment(path), self._experiment):
                 raise RequestError(
                     f"--logdir {path} belongs to a run of another experiment; use another logdir, or undo:\n"
                     + "\n".join(f"  {line}" for line in differences)
                 )
         elif any(entry.name != ".lock" for entry in self.path.iterdir()):
             raise RequestError(f"--logdir {path} is not empty and has no config.yaml: it is not the logdir of a run")
-        (self.path / "control").mkdir(exist_ok=True)
-        write_atomically(self.path / "control" / "params.txt", config.params_text(experiment))
-        write_atomically(config_file, text)
-        found = self.path / "run.json"
-        self.info = json.loads(found.read_text()) if found.exists() else _new_info(experiment)
-        self.update(command=command, hosts=[socket.gethostname()], **_provenance())
 
 
 @contextlib.contextmanager
@@ -93,13 +104,17 @@ def hold(path: Path) -> Iterator[None]:
 
 
 def read_experiment(path: Path) -> Experiment:
-    """The experiment of a logdir. Raises RequestError if it is not one."""
+    """The experiment of a logdir, whose code may be in the current directory. Raises RequestError if it is not one."""
     file = path / "config.yaml"
     try:
         text = file.read_text()
     except OSError as error:
         raise RequestError(f"--logdir {path}: no run here ({file} cannot be read: {error.strerror})") from error
-    return config.load(text, Experiment)
+    registry.import_current_directory()
+    try:
+        return config.load(text, Experiment)
+    except RequestError as error:
+        raise RequestError(f"{file}: {error}") from error
 
 
 def _new_info(experiment: Experiment) -> dict[str, Any]:

@@ -40,9 +40,7 @@ class Reporter:
             self._log.close()
 
     def _submit(self, report: Mapping[str, Any]) -> None:
-        self._written = self._executor.submit(
-            self._log.write, report["step"], report["metrics"], time=report["time"]
-        )
+        self._written = self._executor.submit(self._log.write, report["step"], report["metrics"], time=report["time"])
 
     def _raise_error(self) -> None:
         if self._written is not None:

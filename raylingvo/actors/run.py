@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -51,7 +52,7 @@ def run(
     started = time.time() if started is None else started
     for name in {experiment.train.dataset, *experiment.eval, *experiment.decode}:
         experiment.datasets[name].check()
-    with contextlib.closing(Logdir(Path(logdir), experiment, list(sys.argv))) as home:
+    with contextlib.closing(Logdir(Path(logdir), experiment)) as home:
         if home.info["status"] == "finished":
             return home.info["result"]
         with (
@@ -60,7 +61,7 @@ def run(
             view or open_view() as shown,
         ):
             _check_resources(experiment, address)
-            home.update(status="running", dashboard=dashboard, ended=None, stop_reason=None)
+            home.begin(list(sys.argv), dashboard=dashboard)
             job = remote.Job(home.info["id"], experiment, home.path)
             supervisor = Supervisor(experiment, job, home.path, shown, dashboard)
             try:
@@ -115,7 +116,7 @@ def _cluster(address: str | None) -> Iterator[str | None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         # "local" and not the default: never join somebody else's cluster by accident.
-        context = ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR")
+        context = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if address is None:
             raise

@@ -63,7 +63,9 @@ class SnapshotStore:
         self._unpin(name, self._readers.pop(name))
         self._drop_unneeded()
 
-    def add(self, step: int, payload: Any, nbytes: int, time: float, *, state: Any = None, state_nbytes: int = 0) -> None:
+    def add(
+        self, step: int, payload: Any, nbytes: int, time: float, *, state: Any = None, state_nbytes: int = 0
+    ) -> None:
         """A new snapshot; a second one of a step replaces the first. `state`: the rest of the train state, if taken."""
         self._published.add(step)
         previous = self._entries.get(step)

@@ -166,9 +166,7 @@ class Supervisor:
                 self._start_role(role)
 
     def _start_role(self, role: _Role) -> None:
-        role.actor = remote.start_reader(
-            role.kind, role.dataset, role.name, self._job, role.resources, self._store
-        )
+        role.actor = remote.start_reader(role.kind, role.dataset, role.name, self._job, role.resources, self._store)
         self._watch(role.actor.run.remote(), lambda ref: self._on_role_end(role, ref))
 
     def _on_role_end(self, role: _Role, ref: ray.ObjectRef) -> None:

@@ -113,8 +113,8 @@ class Trainer:
                 if self._clock.first_step_time is None:
                     self._finish_first_step()
                 # The device works on this step while the host waits for the one before: never more than one ahead.
-                self._check_finite(previous)
-                previous = nonfinite_in_a_row
+                rolled_back = self._check_finite(previous)
+                previous = None if rolled_back else nonfinite_in_a_row
                 if self._step % self._settings.report_every_steps == 0:
                     self._report()
                 if self._snapshot_due() or self._checkpoint_due():
@@ -126,9 +126,11 @@ class Trainer:
         settings = self._settings
         resources.callback(self._copier.close)
         source = self._experiment.datasets[settings.dataset].open()
-        self._input = resources.enter_context(contextlib.closing(TrainInput(source, settings.batch_size, settings.seed)))
+        self._input = resources.enter_context(
+            contextlib.closing(TrainInput(source, settings.batch_size, settings.seed))
+        )
         start = self._input.state()
-        batch = next(self._input)
+        batch = self._any_batch = next(self._input)
         self._input.restore(start)
 
         self._phase = "compiling"
@@ -140,13 +142,16 @@ class Trainer:
 
         checkpoints.clean(self._logdir)
         restored = self._newest_state()
-        last_report = None
+        last_report, published = None, False
         if restored is not None:
-            state, position = restored
+            state, position, published = restored
             self._input.restore(position["input"])
             last_report = position["last_report"]
         self._state = state
-        self._step = self._last_snapshot = self._last_checkpoint = int(state.step)
+        self._step = int(state.step)
+        # What the store or the disk does not have of this step is given to it at the end, if there is no further step.
+        self._last_snapshot = self._step if published else 0
+        self._last_checkpoint = max(checkpoints.steps(self._logdir), default=0)
         if restored is not None:
             self._happened(f"training goes on from step {self._step}")
         self._last_checkpoint_time = time.monotonic()
@@ -173,20 +178,22 @@ class Trainer:
         write_atomically(control / "train_step.stablehlo.txt", self._lowered.as_text())
         del self._lowered
 
-    def _check_finite(self, nonfinite_in_a_row: jax.Array | None) -> None:
-        """Waits for the step that returned this, and rolls back if it was one non-finite step too many."""
+    def _check_finite(self, nonfinite_in_a_row: jax.Array | None) -> bool:
+        """Waits for the step that returned this; rolls back, and says so, if it was one non-finite step too many."""
         if nonfinite_in_a_row is None:
-            return
+            return False
         count = int(nonfinite_in_a_row)
         self._skipped_updates += count > 0
         if count < self._settings.max_nonfinite_in_a_row:
-            return
+            return False
         where = f"{count} updates in a row were not finite at step {self._step}"
         if self._rollbacks >= self._settings.max_rollbacks:
             raise TrainingFailed(f"{where}, after {self._rollbacks} rollbacks: training diverges")
         self._rollbacks += 1
         newest = self._newest_state()
-        good = newest[0] if newest else init_state(self._experiment, next(self._input))
+        good = newest[0] if newest else init_state(self._experiment, self._any_batch)
+        # The step after that one may be under way: it belongs to the same streak.
+        self._skipped_updates += int(self._state.nonfinite_in_a_row) > count
         # Only the weights and the optimizer go back. Step and input go on: the same batches would fail again.
         self._happened(f"{where}: rolled back to the weights of step {int(good.step)}")
         self._state = self._state._replace(
@@ -194,6 +201,7 @@ class Trainer:
             opt_state=jax.device_put(good.opt_state),
             nonfinite_in_a_row=jax.numpy.zeros((), jax.numpy.int32),
         )
+        return True
 
     def _report(self) -> None:
         """Records the metrics since the last report, and starts new totals."""
@@ -216,12 +224,14 @@ class Trainer:
 
     def _publish(self, *, last: bool = False) -> None:
         """Offers the state of this step to the store, and to the checkpoint writer if it is time."""
-        to_store = self._last_snapshot != self._step
-        to_checkpoint = last or self._checkpoint_due()
         jax.block_until_ready(self._state)
         end_of_step = time.time()
         # A state in the middle of a streak of skipped updates is none to go back to.
         good = int(self._state.nonfinite_in_a_row) == 0
+        to_checkpoint = self._last_checkpoint != self._step if last else good and self._checkpoint_due()
+        to_store = self._last_snapshot != self._step and (last or to_checkpoint or self._snapshot_due())
+        if not (to_store or to_checkpoint):
+            return
         with_rest = last or (good and self._num_snapshots % self._settings.snapshots.state_every == 0)
 
         weights = self._copier.copy(self._state.weights)
@@ -244,7 +254,9 @@ class Trainer:
         stopped, self._phase = self._stop_reason, "stopping"
         overall = self._clock.overall(self._step)
         # A run that will resume reports these steps then, as if it had never stopped.
-        if not self._resumable and self._step % self._settings.report_every_steps:
+        resumes = self._resumable and self._step < self._settings.max_steps
+        last_report = self._reporter.last["step"] if self._reporter.last else 0
+        if not resumes and last_report != self._step:
             self._report()
         self._writer.wait()
         if self._last_checkpoint != self._step or self._last_snapshot != self._step:
@@ -253,11 +265,12 @@ class Trainer:
         self._phase = "finished"
         return {"step": self._step, "stop_reason": stopped, **overall}
 
-    def _newest_state(self) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest whole state, of the store or a checkpoint: (state on the device, position)."""
+    def _newest_state(self) -> tuple[TrainState, dict[str, Any], bool] | None:
+        """The newest whole state, of the store or a checkpoint: (state on the device, position, of the store)."""
         saved = checkpoints.steps(self._logdir)
         published = self._store.newest_state()
-        if published is not None and (not saved or published[0] >= saved[-1]):
+        in_store = published is not None and (not saved or published[0] >= saved[-1])
+        if published is not None and in_store:
             snapshot = published[1]
             state, position = self._join(snapshot.weights, snapshot.rest), snapshot.position
         elif saved:
@@ -265,7 +278,7 @@ class Trainer:
         else:
             return None
         # A copy: the step donates its input, which may be memory of the object store.
-        return jax.tree.map(jax.numpy.array, state), position
+        return jax.tree.map(jax.numpy.array, state), position, in_store
 
     def _join(self, weights: list[Any], rest: list[Any]) -> TrainState:
         state = decode(rest, self._abstract._replace(weights=None))

@@ -20,7 +20,8 @@ def format_summary(result: Mapping[str, Any]) -> str:
         rows.append((f"train @ {result['step']}", text.metrics_line(result["train"])))
     for verb in ("eval", "decode"):
         for dataset, metrics in result[verb].items():
-            rows.append((f"{verb} {dataset} @ {metrics['step']}", text.metrics_line(metrics)))
+            if metrics:  # a run that stopped early may have none
+                rows.append((f"{verb} {dataset} @ {metrics['step']}", text.metrics_line(metrics)))
     if speed := _speed(result):
         rows.append(("speed", speed))
     if result.get("logdir"):

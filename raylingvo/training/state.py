@@ -45,9 +45,7 @@ class Model:
     """A task's model, split into its variables and the rest, with the shapes of the variables."""
 
     def __init__(self, task: Task):
-        self._definition, params, extra = nnx.split(
-            nnx.eval_shape(lambda: task.init(nnx.Rngs(0))), nnx.Param, ...
-        )
+        self._definition, params, extra = nnx.split(nnx.eval_shape(lambda: task.init(nnx.Rngs(0))), nnx.Param, ...)
         self.abstract = Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(extra))
 
     def merge(self, weights: Weights) -> nnx.Module:

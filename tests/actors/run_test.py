@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gates
+import jax
 import pytest
 import toy
 
@@ -21,6 +23,7 @@ from raylingvo.experiment import Checkpoints, EarlyStop, Experiment, Reading, Sn
 from raylingvo.monitor.live import View
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training import checkpoints
+from raylingvo.training.state import init_state
 
 pytestmark = pytest.mark.ray
 SECONDS = 120  # nothing here takes so long unless it hangs
@@ -34,6 +37,13 @@ def cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def new_gate(tmp_path: Path) -> Iterator[Callable[[str], gates.Gate]]:
+    """new_gate(name): a gate that is closed until the test opens it."""
+    with contextlib.ExitStack() as opened:
+        yield lambda name: opened.enter_context(contextlib.closing(gates.Gate(tmp_path / name)))
 
 
 class Watcher(View):
@@ -83,7 +93,9 @@ class Running:
 
 def gated(experiment: Experiment, dataset: str, gate: gates.Gate, at_call: int = 0) -> Experiment:
     data = gates.GatedNumbers(
-        size=experiment.datasets[dataset].size, gate=str(gate.folder), at_call=at_call  # type: ignore[attr-defined]
+        size=experiment.datasets[dataset].size,
+        gate=str(gate.folder),
+        at_call=at_call,  # type: ignore[attr-defined]
     )
     return dataclasses.replace(experiment, datasets={**experiment.datasets, dataset: data})
 
@@ -105,12 +117,11 @@ def train_metrics(logdir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if k not in clock} for record in read_metrics(logdir / "train")]
 
 
-def final_state(logdir: Path) -> Any:
-    return checkpoints.restore(logdir, checkpoints.steps(logdir)[-1], None)
-
-
-def assert_same_end(logdir: Path, other: Path) -> None:
-    (state, position), (other_state, other_position) = final_state(logdir), final_state(other)
+def assert_same_end(experiment: Experiment, logdir: Path, other: Path) -> None:
+    abstract = jax.eval_shape(lambda: init_state(experiment, toy.batches(1)[0]))
+    (state, position), (other_state, other_position) = (
+        checkpoints.restore(path, checkpoints.steps(path)[-1], abstract) for path in (logdir, other)
+    )
     toy.assert_bit_equal(state, other_state)
     assert position["input"] == other_position["input"]
     assert train_metrics(logdir) == train_metrics(other)
@@ -162,8 +173,8 @@ def test_another_experiment_is_refused_in_the_logdir(tmp_path: Path) -> None:
         Running(toy.experiment(seed=1), tmp_path).result()
 
 
-def test_two_runs_cannot_share_a_logdir(tmp_path: Path) -> None:
-    gate = gates.Gate(tmp_path / "gate")
+def test_two_runs_cannot_share_a_logdir(tmp_path: Path, new_gate: Callable[[str], gates.Gate]) -> None:
+    gate = new_gate("gate")
     experiment = gated(only_eval("latest"), "train", gate, at_call=3)
     first = Running(experiment, tmp_path / "run")
     gate.wait()
@@ -178,13 +189,16 @@ def test_two_runs_cannot_share_a_logdir(tmp_path: Path) -> None:
     [("every", [10, 20, 30, 40, 50, 60], 0), ("latest", [10, 60], 4), ("last", [60], 0)],
 )
 def test_training_never_waits_for_a_slow_evaler(
-    tmp_path: Path, policy: str, evaluated: list[int], skipped: int
+    tmp_path: Path, new_gate: Callable[[str], gates.Gate], policy: str, evaluated: list[int], skipped: int
 ) -> None:
-    gate, train_gate = gates.Gate(tmp_path / "eval"), gates.Gate(tmp_path / "train")
-    # The Trainer holds at its 25th batch, until the Evaler has its first snapshot.
-    experiment = gated(gated(only_eval(policy), "test", gate), "train", train_gate, at_call=25)
+    gate, train_gate = new_gate("eval"), new_gate("train")
+    # The Trainer holds until the Evaler has its first snapshot. Of 16 batches at most 6 were taken to know their
+    # shapes and read ahead, before the stream started again: it has made 10 to 16 steps.
+    experiment = gated(gated(only_eval(policy), "test", gate), "train", train_gate, at_call=17)
     running = Running(experiment, tmp_path / "run")
     train_gate.wait()
+    gate.wait()
+    gate.let_through()  # the batch from which it knows what to compile
     if policy != "last":
         gate.wait()  # held in its first evaluation
     train_gate.open()
@@ -197,8 +211,8 @@ def test_training_never_waits_for_a_slow_evaler(
     assert running.view.statuses[-1]["readers"][0]["skipped"] == skipped
 
 
-def test_what_does_not_fit_the_store_waits_on_disk(tmp_path: Path) -> None:
-    gate = gates.Gate(tmp_path / "gate")
+def test_what_does_not_fit_the_store_waits_on_disk(tmp_path: Path, new_gate: Callable[[str], gates.Gate]) -> None:
+    gate = new_gate("gate")
     plain = only_eval("every")
     small = only_eval("every", snapshots=Snapshots(every_steps=10, max_count=2))
     Running(plain, tmp_path / "plain").result()
@@ -214,11 +228,14 @@ def test_what_does_not_fit_the_store_waits_on_disk(tmp_path: Path) -> None:
     assert len(losses[0]) == 6
 
 
-def test_an_evaler_killed_in_the_middle_only_repeats_that_work(tmp_path: Path) -> None:
-    gate = gates.Gate(tmp_path / "gate")
+def test_an_evaler_killed_in_the_middle_only_repeats_that_work(
+    tmp_path: Path, new_gate: Callable[[str], gates.Gate]
+) -> None:
+    gate = new_gate("gate")
     running = Running(gated(only_eval("every"), "test", gate), tmp_path / "run")
-    gate.wait()
-    gate.let_through()  # the first evaluation ends
+    for _ in ("the batch from which it knows what to compile", "the first evaluation"):
+        gate.wait()
+        gate.let_through()
     victim = gate.wait()  # in the middle of the second
     os.kill(victim, signal.SIGKILL)
     assert gate.wait() != victim
@@ -248,10 +265,12 @@ class BrokenEval(toy.Regression):
         raise ZeroDivisionError("no such metric")
 
 
-def test_a_trainer_killed_in_the_middle_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_trainer_killed_in_the_middle_ends_as_if_it_had_not_been(
+    tmp_path: Path, new_gate: Callable[[str], gates.Gate]
+) -> None:
     experiment = only_eval("latest")
     Running(experiment, tmp_path / "whole").result()
-    gate = gates.Gate(tmp_path / "gate")
+    gate = new_gate("gate")
     running = Running(gated(experiment, "train", gate, at_call=35), tmp_path / "killed")
     victim = gate.wait()
     running.view.wait_for(lambda status: status["store"]["held"])
@@ -261,7 +280,7 @@ def test_a_trainer_killed_in_the_middle_ends_as_if_it_had_not_been(tmp_path: Pat
 
     assert any("the Trainer died; started again (1)" in event for event in running.view.events)
     assert not any("from step 0" in event for event in running.view.events)
-    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+    assert_same_end(experiment, tmp_path / "killed", tmp_path / "whole")
 
 
 def test_early_stopping_ends_the_run_and_says_why(tmp_path: Path) -> None:

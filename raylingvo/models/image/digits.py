@@ -8,19 +8,24 @@ from raylingvo.models.image.classifier import ImageClassification
 from raylingvo.models.image.lenet import LeNet5
 from raylingvo.registry import register
 from raylingvo.training.learner import Learner
+from raylingvo.training.schedules import LinearRampupExponentialDecay
 
 
 @register("image.digits.LeNet5")
 def digits_lenet5() -> Experiment:
-    """LeNet-5 on scikit-learn's digits: a minute on two cores, no data needed."""
+    """LeNet-5 on scikit-learn's digits: under a minute on two cores, no data needed."""
     return Experiment(
         task=ImageClassification(model=LeNet5()),
         datasets={"train": Digits(split="train"), "test": Digits(split="test")},
-        # Ten times MNIST's rate: a 40th of the images, and 36 epochs of them.
-        learner=Learner(learning_rate=1e-3),
+        # Ten times MNIST's rate: a 40th of the images, 22 epochs of them. At a constant rate the test accuracy of single
+        # steps wavers between 97 % and 99 %; the decay ends that.
+        learner=Learner(
+            learning_rate=1e-3,
+            schedule=LinearRampupExponentialDecay(warmup=0, decay_start=100, decay_end=250, min=0.05),
+        ),
         train=Train(
             batch_size=128,
-            max_steps=400,
+            max_steps=250,
             report_every_steps=50,
             snapshots=Snapshots(every_steps=50),
             checkpoints=Checkpoints(every_seconds=10.0),

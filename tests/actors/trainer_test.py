@@ -1,0 +1,424 @@
+"""The Trainer without Ray: a run that was interrupted ends with the bits of one that was not."""
+
+import json
+import shutil
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from raylingvo.actors import trainer as trainer_module
+from raylingvo.actors.outbox import Snapshot
+from raylingvo.actors.trainer import Trainer, TrainingFailed
+from raylingvo.data.pipeline import TrainInput
+from raylingvo.experiment import Checkpoints, Snapshots
+from raylingvo.monitor.metrics_log import read_metrics
+from raylingvo.training import checkpoints
+from raylingvo.training.host_copy import decode
+from raylingvo.training.state import init_state
+from raylingvo.training.step import make_train_step
+
+# What depends on the clock.
+TIMES = {"time", "steps_per_second", "examples_per_second", "input_wait_fraction"}
+
+
+class Store:
+    """The Trainer's view of the SnapshotStore; pulls each snapshot at once, unless it is `slow`."""
+
+    def __init__(self, *, slow=False):
+        self.slow = slow
+        self.trainer = None
+        self.announced = []  # (step, whether with the rest of the state)
+        self.states = {}
+
+    def announce(self, step, *, time, nbytes, rest_nbytes):
+        self.announced.append((step, rest_nbytes is not None))
+        if self.slow:
+            return
+        pulled = self.trainer.snapshot(step)
+        assert nbytes == sum(x.nbytes for x in pulled.weights)
+        if pulled.rest is not None:
+            assert rest_nbytes == sum(x.nbytes for x in pulled.rest)
+            position = json.loads(json.dumps(pulled.position))
+            weights, rest = ([x.copy() for x in arrays] for arrays in (pulled.weights, pulled.rest))
+            self.states[step] = Snapshot(weights, rest, position)
+        self.trainer.release(step)
+
+    def newest_state(self):
+        return max(self.states.items(), default=None)
+
+
+class Killed(BaseException):
+    """What a test raises in the middle of a run."""
+
+
+def trainer_on(experiment, logdir, store=None):
+    (logdir / "control").mkdir(parents=True, exist_ok=True)  # a run makes it
+    store = store or Store()
+    store.trainer = Trainer(experiment, logdir, store)
+    return store.trainer
+
+
+def train(experiment, logdir, store=None, *, after=None, do=None):
+    """A whole run, in which `do(trainer)` is called at the beginning of step `after` + 1 (0: before the first)."""
+    trainer = trainer_on(experiment, logdir, store)
+    asked = []
+
+    class Input(TrainInput):
+        def __next__(self):
+            asked.append(1)  # the first is asked for its shapes only
+            if after is not None and len(asked) == after + 1:
+                do(trainer)
+            return super().__next__()
+
+    with mock.patch.object(trainer_module, "TrainInput", Input):
+        return trainer.run()
+
+
+def interrupt(trainer):
+    trainer.stop("SIGTERM", resumable=True)
+
+
+def kill(trainer):
+    raise Killed
+
+
+def abstract_state(experiment):
+    return jax.eval_shape(lambda: init_state(experiment, toy.batches(1)[0]))
+
+
+def outcome(experiment, logdir):
+    """(state, input position, reports) at the end of a run."""
+    step = experiment.train.max_steps
+    state, position = checkpoints.restore(logdir, step, abstract_state(experiment))
+    reports = [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(logdir / "train")]
+    return state, position["input"], reports
+
+
+def assert_same_outcome(experiment, actual, expected):
+    a, b = outcome(experiment, actual), outcome(experiment, expected)
+    toy.assert_bit_equal(a[0], b[0])
+    assert a[1:] == b[1:]
+
+
+def events(trainer):
+    return trainer.status()["events"]
+
+
+# Neither reports nor snapshots end on the last step.
+EXPERIMENT = toy.experiment(max_steps=10)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The logdir of an uninterrupted run of EXPERIMENT."""
+    logdir = tmp_path_factory.mktemp("whole")
+    train(EXPERIMENT, logdir)
+    return logdir
+
+
+# --- a run ---
+
+
+def test_a_run_reports_publishes_and_saves(tmp_path):
+    store = Store()
+    trainer = trainer_on(EXPERIMENT, tmp_path, store)
+    assert trainer.status()["state"] == "starting"
+    result = trainer.run()
+    assert {k: result[k] for k in ("step", "stop_reason")} == {"step": 10, "stop_reason": None}
+    assert result["steps_per_second"] > 0
+    assert result["examples_per_second"] == pytest.approx(8 * result["steps_per_second"])
+    reports = read_metrics(tmp_path / "train")
+    assert [record["step"] for record in reports] == [4, 8, 10]
+    assert [record["num_rows"] for record in reports] == [32, 32, 16]
+    assert store.announced == [(3, True), (6, True), (9, True), (10, True)]
+    assert checkpoints.steps(tmp_path) == [10]
+    for name in ("model_analysis.txt", "train_step.stablehlo.txt"):
+        assert (tmp_path / "control" / name).stat().st_size
+    status = trainer.status()
+    assert (status["state"], status["step"], status["max_steps"]) == ("finished", 10, 10)
+    assert status["loss"] == reports[-1]["loss"]
+    assert status["events"] == ["checkpoint 10 written"]
+    assert events(trainer) == []  # told once
+
+
+def test_snapshots_are_states_of_their_step(tmp_path):
+    store = Store()
+    train(EXPERIMENT, tmp_path, store)
+    step = jax.jit(make_train_step(EXPERIMENT))
+    state = init_state(EXPERIMENT, toy.batches(1)[0])
+    source = EXPERIMENT.datasets["train"].open()
+    train_input = TrainInput(source, EXPERIMENT.train.batch_size, EXPERIMENT.train.seed)
+    for k in range(1, 10):
+        state, _ = step(state, next(train_input))
+        if k in store.states:
+            snapshot = store.states[k]
+            toy.assert_bit_equal(decode(snapshot.weights, state.weights), jax.device_get(state.weights))
+            assert snapshot.position["input"] == train_input.state()
+            assert int(decode(snapshot.rest, state._replace(weights=None)).step) == k
+    train_input.close()
+
+
+def test_the_state_goes_with_every_kth_snapshot(tmp_path):
+    store = Store()
+    train(toy.experiment(snapshots=Snapshots(every_steps=2, state_every=3)), tmp_path, store)
+    assert store.announced == [(2, True), (4, False), (6, False), (8, True), (10, False), (12, False)]
+    assert checkpoints.steps(tmp_path) == [12]
+
+
+def test_checkpoints_come_by_steps_and_at_the_end(tmp_path):
+    store = Store()
+    experiment = toy.experiment(max_steps=7, checkpoints=Checkpoints(every_seconds=None, every_steps=5))
+    train(experiment, tmp_path, store)
+    assert checkpoints.steps(tmp_path) == [5, 7]
+    assert [step for step, _ in store.announced] == [3, 5, 6, 7]  # what is saved is published too
+
+
+def test_checkpoints_come_by_seconds(tmp_path):
+    train(toy.experiment(max_steps=2, checkpoints=Checkpoints(every_seconds=1e-9)), tmp_path)
+    assert checkpoints.steps(tmp_path) == [1, 2]
+
+
+def test_the_end_of_a_run_that_will_not_resume_is_reported(tmp_path):
+    result = train(EXPERIMENT, tmp_path, after=6, do=lambda trainer: trainer.stop("early stop", resumable=False))
+    assert (result["step"], result["stop_reason"]) == (6, "early stop")
+    assert [record["step"] for record in read_metrics(tmp_path / "train")] == [4, 6]
+    assert checkpoints.steps(tmp_path) == [6]
+
+
+def test_the_first_reason_to_stop_counts(tmp_path):
+    def stop_twice(trainer):
+        trainer.stop("first", resumable=True)
+        trainer.stop("second", resumable=True)
+
+    assert train(EXPERIMENT, tmp_path, after=2, do=stop_twice)["stop_reason"] == "first"
+
+
+def test_stop_before_the_first_step(tmp_path, whole):
+    trainer = trainer_on(EXPERIMENT, tmp_path)
+    interrupt(trainer)
+    assert trainer.run() == {
+        "step": 0,
+        "stop_reason": "SIGTERM",
+        "steps_per_second": None,
+        "examples_per_second": None,
+    }
+    assert checkpoints.steps(tmp_path) == []
+    train(EXPERIMENT, tmp_path)
+    assert_same_outcome(EXPERIMENT, tmp_path, whole)
+
+
+# --- interruptions ---
+
+
+# On a report, on a snapshot, on neither, right after the start, after the last batch; and several times.
+@pytest.mark.parametrize("stops", [[1], [4], [5], [9], [10], [2, 1, 4]], ids=str)
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, whole, stops):
+    step = 0
+    for after in stops:
+        step += after
+        assert train(EXPERIMENT, tmp_path, after=after, do=interrupt)["step"] == step
+        assert checkpoints.steps(tmp_path)[-1] == step
+    trainer = trainer_on(EXPERIMENT, tmp_path)
+    assert trainer.run()["stop_reason"] is None
+    assert f"training goes on from step {step}" in events(trainer)
+    assert_same_outcome(EXPERIMENT, tmp_path, whole)
+
+
+@pytest.mark.parametrize("after", [3, 5, 9])
+def test_a_killed_run_goes_on_from_the_store(tmp_path, whole, after):
+    store = Store()
+    with pytest.raises(Killed):
+        train(EXPERIMENT, tmp_path, store, after=after + 1, do=kill)
+    newest = after - after % 3
+    assert checkpoints.steps(tmp_path) == []
+    trainer = trainer_on(EXPERIMENT, tmp_path, store)
+    trainer.run()
+    assert events(trainer)[0] == f"training goes on from step {newest}"
+    assert_same_outcome(EXPERIMENT, tmp_path, whole)
+
+
+def test_a_checkpoint_that_is_newer_than_the_store_counts(tmp_path, whole):
+    store = Store()
+    train(EXPERIMENT, tmp_path, store, after=4, do=interrupt)
+    assert sorted(store.states) == [3, 4]
+    del store.states[4]
+    trainer = trainer_on(EXPERIMENT, tmp_path, store)
+    trainer.run()
+    assert events(trainer)[0] == "training goes on from step 4"
+    assert_same_outcome(EXPERIMENT, tmp_path, whole)
+
+
+def test_a_state_in_the_store_that_is_newer_than_the_checkpoint_counts(tmp_path, whole):
+    store = Store()
+    train(EXPERIMENT, tmp_path, store, after=4, do=interrupt)
+    with pytest.raises(Killed):
+        train(EXPERIMENT, tmp_path, store, after=4, do=kill)
+    assert checkpoints.steps(tmp_path) == [4]
+    trainer = trainer_on(EXPERIMENT, tmp_path, store)
+    trainer.run()
+    assert events(trainer)[0] == "training goes on from step 6"
+    assert_same_outcome(EXPERIMENT, tmp_path, whole)
+
+
+def test_a_report_that_was_not_written_is_written_on_resuming(tmp_path, whole):
+    store = Store()
+    with pytest.raises(Killed):
+        train(EXPERIMENT, tmp_path, store, after=7, do=kill)
+    (tmp_path / "train" / "metrics.jsonl").unlink()  # as if the disk had been slower than the kill
+    train(EXPERIMENT, tmp_path, store)
+    assert_same_outcome(EXPERIMENT, tmp_path, whole)
+
+
+def test_the_last_checkpoint_is_written_even_if_only_the_store_has_the_end(tmp_path, whole):
+    store = Store()
+    train(EXPERIMENT, tmp_path, store)
+    shutil.rmtree(tmp_path / checkpoints.DIRECTORY)  # as if the Trainer had died before it
+    train(EXPERIMENT, tmp_path, store)
+    assert checkpoints.steps(tmp_path) == [10]
+    assert_same_outcome(EXPERIMENT, tmp_path, whole)
+
+
+def test_a_run_that_is_over_only_publishes_its_end_again(tmp_path, whole):
+    """Its Evaler may have been interrupted before it had seen the end."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / checkpoints.DIRECTORY).rglob("*")}
+    store = Store()
+    train(EXPERIMENT, tmp_path, store)
+    assert store.announced == [(10, True)]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / checkpoints.DIRECTORY).rglob("*")} == before
+    assert_same_outcome(EXPERIMENT, tmp_path, whole)
+
+
+# --- buffers ---
+
+
+def test_buffers_stay_as_they_are_until_they_are_released(tmp_path):
+    store = Store(slow=True)
+    experiment = toy.experiment(snapshots=Snapshots(every_steps=1))
+    held = {}
+
+    def take_notes(step, **_):
+        snapshot = store.trainer.snapshot(step)
+        held[step] = snapshot, [x.copy() for x in (*snapshot.weights, *snapshot.rest)]
+
+    with mock.patch.object(store, "announce", take_notes):
+        train(experiment, tmp_path, store)
+    assert sorted(held) == list(range(1, 13))
+    for step, (snapshot, copies) in held.items():
+        toy.assert_bit_equal([*snapshot.weights, *snapshot.rest], copies)
+        store.trainer.release(step)
+        with pytest.raises(KeyError):
+            store.trainer.snapshot(step)
+
+
+# --- failures ---
+
+
+def nan_at(*steps, **train_settings):
+    """An experiment whose data are NaN in these steps."""
+    data = toy.Numbers(size=200)
+    train_input = TrainInput(data.open(), 8, 0)
+    ids = [next(train_input)["id"] for _ in range(12)]
+    train_input.close()
+    bad = toy.Numbers(size=200, nan_ids=tuple(int(ids[step - 1][0]) for step in steps))
+    return toy.experiment(data=bad, max_nonfinite_in_a_row=2, **train_settings)
+
+
+@pytest.mark.parametrize("streak", [(5, 6), (5, 6, 7)])
+def test_a_streak_of_skipped_updates_rolls_back(tmp_path, streak):
+    experiment = nan_at(*streak)
+    store = Store()
+    trainer = trainer_on(experiment, tmp_path, store)
+    assert trainer.run()["step"] == 12
+    status = trainer.status()
+    assert status["events"][0] == "2 updates in a row were not finite at step 7: rolled back to the weights of step 3"
+    assert (status["rollbacks"], status["skipped_updates"]) == (1, len(streak))
+    assert dict(store.announced)[6] is False  # no state to go back to
+
+    # From step 8 on: the weights and the optimizer of step 3, everything else as if nothing had happened.
+    abstract = abstract_state(experiment)
+    good = decode(store.states[3].rest, abstract._replace(weights=None))
+    good = jax.tree.map(jax.numpy.array, good._replace(weights=decode(store.states[3].weights, abstract.weights)))
+    source = experiment.datasets["train"].open()
+    train_input = TrainInput(source, 8, 0)
+    batches = [next(train_input) for _ in range(12)]
+    train_input.close()
+    step = jax.jit(make_train_step(experiment))
+    state = good._replace(step=jax.numpy.int32(7))
+    for batch in batches[7:]:
+        state, _ = step(state, batch)
+    final, position, reports = outcome(experiment, tmp_path)
+    toy.assert_bit_equal((final.weights, final.opt_state), jax.device_get((state.weights, state.opt_state)))
+    assert [record["num_skipped_updates"] for record in reports] == [0, len(streak), 0]
+
+
+def test_single_skipped_updates_are_only_counted(tmp_path):
+    trainer = trainer_on(nan_at(2, 4, 6), tmp_path)
+    trainer.run()
+    status = trainer.status()
+    assert (status["rollbacks"], status["skipped_updates"]) == (0, 3)
+    assert [record["num_skipped_updates"] for record in read_metrics(tmp_path / "train")] == [2, 1, 0]
+
+
+def test_a_checkpoint_that_falls_due_in_a_streak_waits_for_a_good_step(tmp_path):
+    """One would be the newest state, with the very weights that led into the streak."""
+    store = Store()
+    policy = Checkpoints(every_seconds=None, every_steps=5)
+    trainer = trainer_on(nan_at(5, 6, checkpoints=policy, snapshots=Snapshots(every_steps=4)), tmp_path, store)
+    trainer.run()
+    assert "rolled back to the weights of step 4" in events(trainer)[0]
+    assert [step for step, _ in store.announced] == [4, 7, 8, 12]
+    assert checkpoints.steps(tmp_path) == [7, 12]
+
+
+def test_without_a_state_to_go_back_to_it_starts_over_with_the_following_batches(tmp_path):
+    trainer = trainer_on(nan_at(1, 2), tmp_path)
+    trainer.run()
+    assert "rolled back to the weights of step 0" in events(trainer)[0]
+    healthy = tmp_path / "healthy"
+    train(nan_at(), healthy)
+    # Not one batch more or less than in any other run.
+    assert outcome(nan_at(), tmp_path)[1] == outcome(nan_at(), healthy)[1]
+
+
+def test_training_fails_after_so_many_rollbacks(tmp_path):
+    experiment = nan_at(*range(4, 13), max_rollbacks=2)
+    store = Store()
+    trainer = trainer_on(experiment, tmp_path, store)
+    with pytest.raises(TrainingFailed, match=r"2 updates in a row were not finite at step \d+, after 2 rollbacks"):
+        trainer.run()
+    assert len(events(trainer)) == 2
+
+
+@pytest.mark.parametrize("policy", [Checkpoints(every_seconds=None, every_steps=2), Checkpoints(every_seconds=None)])
+def test_a_checkpoint_that_cannot_be_written_fails_the_run(tmp_path, policy):
+    (tmp_path / "train").mkdir()
+    (tmp_path / checkpoints.DIRECTORY).write_text("in the way")
+    trainer = trainer_on(toy.experiment(checkpoints=policy), tmp_path)
+    with pytest.raises(OSError, match="checkpoints"):
+        trainer.run()
+    assert trainer.status()["state"] != "finished"
+
+
+def test_an_error_of_the_data_fails_the_run(tmp_path):
+    def fail(self, indices):
+        raise OSError("disk on fire")
+
+    with mock.patch.object(toy.Rows, "take", fail), pytest.raises(OSError, match="disk on fire"):
+        trainer_on(EXPERIMENT, tmp_path).run()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(EXPERIMENT, tmp_path, after=2, do=interrupt)
+    other = toy.experiment(task=toy.Regression(statistics=False))
+    with pytest.raises(Exception, match=r"checkpoint .* cannot be read"):
+        trainer_on(other, tmp_path).run()
+
+
+def test_weights_are_finite_after_all(tmp_path):
+    experiment = nan_at(5, 6, 7, 11)
+    train(experiment, tmp_path)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(outcome(experiment, tmp_path)[0].weights.params))
