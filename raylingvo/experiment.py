@@ -117,6 +117,8 @@ class Train:
     def __post_init__(self) -> None:
         _at_least(self, 1, "batch_size", "max_steps", "report_every_steps", "max_nonfinite_in_a_row")
         _at_least(self, 0, "seed", "max_rollbacks", "max_restarts")
+        if self.seed >= 2**32:  # of which JAX would silently keep the lower 32 bits
+            raise ValueError(f"seed must be < 2^32 (got {self.seed})")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,12 @@ import difflib
 import fnmatch
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from raylingvo.errors import RequestError
@@ -40,14 +43,26 @@ def register(name: str) -> Callable[[Callable[[], Experiment]], Callable[[], Exp
 
 
 def get(name: str) -> Experiment:
-    """The registered experiment of that name. Raises RequestError, with the closest names, if there is none."""
+    """The registered experiment of that name.
+
+    Raises RequestError, with the closest names, if there is none, or with the place in the code if it cannot be made.
+    """
     if name not in _registry:
         _import_module_of(name)
     if name not in _registry:
         close = _closest(name)
         hint = f"did you mean {' or '.join(close)}?" if close else "`raylingvo list` shows what there is"
         raise RequestError(f"no experiment {name!r}; {hint}")
-    return dataclasses.replace(_registry[name](), name=name)
+    function = _registry[name]
+    try:
+        experiment = function()
+    except Exception as error:  # in the user's own code: whatever it is, the experiment asked for does not exist
+        raise RequestError(
+            f"experiment {name!r} cannot be made: {_cause(error, inspect.getsourcefile(function))}"
+        ) from error
+    if not isinstance(experiment, Experiment):
+        raise RequestError(f"{_where(function)} must return an Experiment (got {type(experiment).__name__})")
+    return dataclasses.replace(experiment, name=name)
 
 
 def names() -> list[str]:
@@ -80,25 +95,29 @@ def import_current_directory() -> None:
 
 def _import_module_of(name: str) -> None:
     module = name.rpartition(".")[0]
-    if not module:
+    if not all(part.isidentifier() for part in module.split(".")):
         return
     import_current_directory()
     for candidate in (f"{_BUILT_IN}.{module}", module):
-        if _exists(candidate):
-            try:
-                importlib.import_module(candidate)
-            except Exception as error:
-                # The user's own module is broken: say which and why. `raise from` keeps the trace for --debug readers.
-                raise RequestError(f"{candidate} could not be imported: {type(error).__name__}: {error}") from error
-            if name in _registry:
-                return
+        spec = None
+        try:
+            if (spec := _find(candidate)) is None:
+                continue
+            importlib.import_module(candidate)
+        except Exception as error:  # as in `get`
+            raise RequestError(f"{candidate} cannot be imported: {_cause(error, spec and spec.origin)}") from error
+        if name in _registry:
+            return
 
 
-def _exists(module: str) -> bool:
+def _find(module: str) -> ModuleSpec | None:
+    """Where `module` is, or None; imports its parents, and raises what they raise."""
     try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # a parent that is not a package, or a malformed name
-        return False
+        return importlib.util.find_spec(module)
+    except ModuleNotFoundError as error:
+        if f"{module}.".startswith(f"{error.name}."):
+            return None  # a parent does not exist, or is not a package
+        raise
 
 
 def _closest(name: str) -> list[str]:
@@ -113,6 +132,14 @@ def _closest(name: str) -> list[str]:
         *difflib.get_close_matches(wanted.rpartition(".")[2], by_text, n=1, cutoff=0.8),
     ]
     return list(dict.fromkeys(other for text in texts for other in by_text[text]))[:3]
+
+
+def _cause(error: Exception, file: str | None) -> str:
+    """The error in one line, and the line of the user's file that led to it."""
+    text = " ".join(str(error).split())
+    what = text if isinstance(error, RequestError) else f"{type(error).__name__}: {text}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"{what} ({file}:{lines[-1]})" if lines else what
 
 
 def _where(function: Callable[[], Experiment]) -> str:

@@ -1,4 +1,4 @@
-"""What every test has: the CPU, a compilation cache, strict ranks, `--update-golden`, and the golden vectors of Lingvo."""
+"""What every test has: the CPU, a compilation cache, strict ranks, `--update-golden`, and Lingvo's golden vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task of a few weights and its data, for tests of what surrounds a task: regression with dropout and moving statistics."""
+"""A task of a few weights and its data, for tests of what surrounds a task: a regression with dropout."""
 
 from __future__ import annotations
 

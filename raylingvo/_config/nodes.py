@@ -34,7 +34,8 @@ class Node(Container):
     def __init__(self, declared: type) -> None:
         self._declared = declared
         start = f"{CLASS}: NAME, " if inspect.isabstract(declared) else ""
-        self.expected = f"a {declared.__name__}, {{{start}field: value, ...}}"
+        article = "an" if declared.__name__[0] in "AEIOU" else "a"
+        self.expected = f"{article} {declared.__name__}, {{{start}field: value, ...}}"
 
     def accepts(self, value: Any) -> bool:
         return isinstance(value, self._declared | Mapping)
@@ -153,6 +154,8 @@ def import_class(name: str) -> Any:
     """
     if not _is_name(name):
         raise RequestError(f"{name!r} is not the dotted name of a class")
+    if name.startswith("__main__."):
+        raise RequestError(f"cannot import {name!r} in another process: move it from the script to a module")
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:length])

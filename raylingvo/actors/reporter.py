@@ -1,4 +1,4 @@
-"""What the Trainer says of itself: reports written off the training thread, and the speed of its steps."""
+"""What the Trainer says of itself: reports written off the training thread, and where its time goes."""
 
 from __future__ import annotations
 
@@ -48,28 +48,34 @@ class Reporter:
 
 
 class StepClock:
-    """The speed of steps, and the share of the time spent waiting for input, since the last report."""
+    """Where the time since the last report went: steps a second, waiting for input, and copying snapshots."""
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
         self.first_step_time: float | None = None  # Unix seconds
         self._first_step = 0
-        self._start, self._start_step, self._waited = time.monotonic(), 0, 0.0
+        self._begin(0)
 
     def first_step(self, step: int) -> None:
         """The first step of this process has finished: what it compiled is not counted as speed."""
         self.first_step_time, self._first_step = time.time(), step
-        self._start, self._start_step, self._waited = time.monotonic(), step, 0.0
+        self._begin(step)
         self._first_end = self._start
 
     def waited(self, seconds: float) -> None:
         """The loop waited so long for a batch."""
         self._waited += seconds
 
+    def copied(self, seconds: float) -> None:
+        """The loop stood still so long while a snapshot was copied."""
+        self._copies.append(seconds)
+
     def lap(self, step: int) -> dict[str, float]:
         """Rates since the last lap, as metrics."""
         rates = self.rates(step)
-        self._start, self._start_step, self._waited = time.monotonic(), step, 0.0
+        if self._copies:
+            rates["snapshot_seconds"] = sum(self._copies) / len(self._copies)
+        self._begin(step)
         return rates
 
     def rates(self, step: int) -> dict[str, float]:
@@ -87,6 +93,11 @@ class StepClock:
         if self.first_step_time is None or step <= self._first_step:
             return {"steps_per_second": None, "examples_per_second": None}
         return dict(self._per_second(step - self._first_step, time.monotonic() - self._first_end))
+
+    def _begin(self, step: int) -> None:
+        self._start, self._start_step = time.monotonic(), step
+        self._waited = 0.0
+        self._copies: list[float] = []
 
     def _per_second(self, steps: int, seconds: float) -> dict[str, float]:
         return {"steps_per_second": steps / seconds, "examples_per_second": steps * self._batch_size / seconds}

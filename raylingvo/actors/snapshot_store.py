@@ -90,8 +90,6 @@ class SnapshotStore:
         entry = self._next(reader)
         if entry is None:
             return None
-        if reader.policy == "latest":
-            reader.skipped += sum(reader.last_done < step < entry.step for step in self._published)
         reader.working_on = entry.step
         entry.pinned_by.add(name)
         self._drop_unneeded()
@@ -100,13 +98,16 @@ class SnapshotStore:
     def done(self, name: str, step: int) -> None:
         """Reader `name` has finished `step` and recorded its result."""
         reader = self._readers[name]
+        if reader.policy == "latest":
+            # Not when it takes one: a reader that dies takes another instead.
+            reader.skipped += sum(reader.last_done < other < step for other in self._published)
         reader.done.add(step)
         reader.finished_here += 1
         self._unpin(name, reader)
         self._drop_unneeded()
 
     def close(self) -> None:
-        """No snapshot will follow: readers of policy `last` get the newest one, and all end when they have seen theirs."""
+        """No snapshot will follow: readers of policy `last` get the newest one; all end when they have seen theirs."""
         self.closed = True
 
     def has_work(self, name: str) -> bool:

@@ -99,6 +99,7 @@ class Supervisor:
                 if (reason := stop_request()) is not None:
                     self._stop(reason, resumable=True)
                 self._tick()
+            self._last_news()
             return self._ending()
         finally:
             self._show()
@@ -265,6 +266,15 @@ class Supervisor:
             self._store_status = ray.get(ref)
         except RayError:
             return  # it died: _on_results deals with that
+
+    def _last_news(self) -> None:
+        """What the store knows and has not been asked for since: the last evaluations, say."""
+        try:
+            self._store_status = ray.get(self._store.status.remote(), timeout=remote.REPLY_SECONDS)
+            if sum(reader["done"] for reader in self._store_status["readers"].values()) > self._num_results:
+                self._on_results(self._store.results.remote(self._num_results))
+        except RayError:
+            return  # it died: _on_results has dealt with that
 
     def _show(self) -> None:
         trainer = {**_NO_TRAINER_STATUS, **self._trainer_status}

@@ -225,7 +225,7 @@ class Trainer:
     def _publish(self, *, last: bool = False) -> None:
         """Offers the state of this step to the store, and to the checkpoint writer if it is time."""
         jax.block_until_ready(self._state)
-        end_of_step = time.time()
+        end_of_step, start = time.time(), time.monotonic()
         # A state in the middle of a streak of skipped updates is none to go back to.
         good = int(self._state.nonfinite_in_a_row) == 0
         to_checkpoint = self._last_checkpoint != self._step if last else good and self._checkpoint_due()
@@ -248,6 +248,7 @@ class Trainer:
         if to_checkpoint:
             self._writer.save(self._step, self._join(weights, rest), position, on_saved=lease.release)
             self._last_checkpoint, self._last_checkpoint_time = self._step, time.monotonic()
+        self._clock.copied(time.monotonic() - start)
 
     def _finish(self) -> dict[str, Any]:
         """The last report, snapshot and checkpoint."""
@@ -272,6 +273,7 @@ class Trainer:
         in_store = published is not None and (not saved or published[0] >= saved[-1])
         if published is not None and in_store:
             snapshot = published[1]
+            assert snapshot.rest is not None and snapshot.position is not None  # the newest *whole* state
             state, position = self._join(snapshot.weights, snapshot.rest), snapshot.position
         elif saved:
             state, position = checkpoints.restore(self._logdir, saved[-1], self._abstract)

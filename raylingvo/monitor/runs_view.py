@@ -45,7 +45,7 @@ def show_table(shown: Mapping[str, Any]) -> RenderableType:
     """`runs.show` as the facts of a run and a table of its metrics."""
     facts = Table.grid(padding=(0, 2, 0, 0))
     for key, value in shown.items():
-        if key != "metrics":
+        if key not in ("metrics", "result"):  # the result is the last of the metrics once more
             facts.add_row(Text(key, style="dim"), _status(value) if key == "status" else _fact(key, value))
     metrics = _table("metrics of", "metric", "last", "at step", "best", "at step")
     for place, values in shown["metrics"].items():

@@ -9,7 +9,14 @@ from collections.abc import Iterable, Mapping
 _HEADLINES = ("accuracy", "correct_top1", "bleu", "wer", "ap", "loss", "acc5", "correct_top5", "log_pplx")
 
 # How a report came about, not how good the model is; the views show these in places of their own.
-_SPEED = ("examples_per_second", "handover_seconds", "input_wait_fraction", "lag_seconds", "steps_per_second")
+_SPEED = (
+    "examples_per_second",
+    "handover_seconds",
+    "input_wait_fraction",
+    "lag_seconds",
+    "snapshot_seconds",
+    "steps_per_second",
+)
 
 
 def number(value: float | None) -> str:

@@ -59,7 +59,8 @@ def resolve(logdir: Path, which: str, best: Best | None) -> list[int]:
         return kept[:1]
     if not which.isdecimal() or int(which) not in available:
         raise RequestError(
-            f"no checkpoint {which!r} in {logdir / DIRECTORY}; it has {', '.join(map(str, available))}, latest, best, all"
+            f"no checkpoint {which!r} in {logdir / DIRECTORY}; "
+            f"it has {', '.join(map(str, available))}, latest, best, all"
         )
     return [int(which)]
 
@@ -114,7 +115,7 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
 
     def save(self, step: int, state: Any, position: dict[str, Any], *, on_saved: Callable[[], None]) -> None:
-        """Starts writing checkpoint `step`: `state`, host arrays that stay as they are until `on_saved()`, and `position`."""
+        """Starts writing checkpoint `step`: `position`, and `state`, host arrays that do not change before `on_saved()`."""
         self.wait()
         self._pending = self._executor.submit(self._write, step, state, position, on_saved)
 

@@ -88,7 +88,7 @@ class Lease:
 
 
 def encode(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The same bytes under dtypes that the object store moves without a copy: bfloat16, float8.. as unsigned integers."""
+    """The same bytes under dtypes that the object store does not copy: bfloat16, float8.. as unsigned integers."""
     return [x.view(f"u{x.dtype.itemsize}") if x.dtype.kind == "V" or x.dtype.isbuiltin != 1 else x for x in arrays]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,15 +60,15 @@ class Adam(Optimizer):
             return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.zeros_like, params))
 
         def update(
-            grads: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
+            updates: optax.Updates, state: Any, params: optax.Params | None = None
         ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
             del params
             count = state.count + 1
-            mu = optax.tree.update_moment(grads, state.mu, self.beta1, 1)
-            nu = optax.tree.update_moment_per_elem_norm(grads, state.nu, self.beta2, 2)
+            mu = optax.tree.update_moment(updates, state.mu, self.beta1, 1)
+            nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, self.beta2, 2)
             t = count.astype(jnp.float32)
             correction = jnp.sqrt(1 - jnp.float32(self.beta2) ** t) / (1 - jnp.float32(self.beta1) ** t)
-            updates = jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + self.epsilon), mu, nu)
-            return updates, optax.ScaleByAdamState(count, mu, nu)
+            direction = jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + self.epsilon), mu, nu)
+            return direction, optax.ScaleByAdamState(count, mu, nu)
 
         return optax.GradientTransformation(init, update)

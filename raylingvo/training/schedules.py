@@ -53,7 +53,8 @@ class LinearRampupExponentialDecay(Schedule):
     """From 0 to `max` over `warmup` steps, held, then exponential from `decay_start` to `decay_end`, held at `min`.
 
     Lingvo's LinearRampupExponentialDecay. Its ..ScaledByNumSplitSchedule on one split starts at 1 instead: that is
-    `warmup=0`, since a ramp from 1 to the number of splits is flat there. Raises ValueError if the steps are not in order.
+    `warmup=0`, since a ramp from 1 to the number of splits is flat there. Raises ValueError if the steps are not in
+    order.
     """
 
     warmup: int

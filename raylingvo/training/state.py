@@ -92,7 +92,7 @@ def init_state(experiment: Experiment, batch: Any) -> TrainState:
 
 
 def variable_lines(weights: Weights) -> list[str]:
-    """A line per variable (path, shape, dtype, count), then the total of the trained ones: control/model_analysis.txt."""
+    """A line per variable (path, shape, dtype, count), and the total of the trained ones: model_analysis.txt."""
     lines = []
     for kind, variables in (("", weights.params), ("  (not trained)", weights.extra)):
         for path, x in jax.tree_util.tree_leaves_with_path(variables):

@@ -113,7 +113,7 @@ def steps_of(logdir: Path, folder: str) -> list[int]:
 
 def train_metrics(logdir: Path) -> list[dict[str, Any]]:
     """What was reported, without what depends on the clock."""
-    clock = ("time", "steps_per_second", "examples_per_second", "input_wait_fraction")
+    clock = ("time", "steps_per_second", "examples_per_second", "input_wait_fraction", "snapshot_seconds")
     return [{k: v for k, v in record.items() if k not in clock} for record in read_metrics(logdir / "train")]
 
 

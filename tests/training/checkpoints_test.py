@@ -22,7 +22,8 @@ POSITION = {"input": {"position": {"next": 7}, "seed": 0}, "last_report": {"step
 
 
 def host_state(**task):
-    return jax.tree.map(np.asarray, init_state(toy.experiment(task=toy.Regression(**task)), toy.batches(1)[0]))
+    task = toy.Regression(dropout=0.0, **task)
+    return jax.tree.map(np.asarray, init_state(toy.experiment(task=task), toy.batches(1)[0]))
 
 
 STATE = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.array(3, np.int32)}

@@ -19,8 +19,9 @@ from raylingvo.training.state import Weights, init_state
 from raylingvo.training.step import make_train_step
 
 ADAM = Learner(learning_rate=0.05, optimizer=Adam())
+SIMPLE = toy.Regression(dropout=0.0)  # compiles in half the time
 # No dropout, and updates that are the gradients times the rate.
-PLAIN = toy.experiment(task=toy.Regression(dropout=0.0), learner=Learner(learning_rate=0.5, optimizer=Sgd()))
+PLAIN = toy.experiment(task=SIMPLE, learner=Learner(learning_rate=0.5, optimizer=Sgd()))
 
 
 @functools.cache
@@ -61,7 +62,7 @@ def loss_of(state, batch, step):
 
 
 def test_the_loss_falls():
-    experiment = toy.experiment(task=toy.Regression(dropout=0.0), learner=ADAM)
+    experiment = toy.experiment(task=SIMPLE, learner=ADAM)
     batches = toy.batches(100)
     run = Run(experiment, batches)
     first, last = (loss_of(state, batches[0], run.step) for state in (run.states[0], run.last))
@@ -124,7 +125,9 @@ def test_an_update_that_is_not_finite_changes_neither_weights_nor_optimizer(spoi
     assert [int(state.nonfinite_in_a_row) for state in run.states] == [0, 0, 0, 1, 2, 0]
     assert [int(state.step) for state in run.states] == [0, 1, 2, 3, 4, 5]
     # Training goes on as if those batches had not been there, but for the step, and so the schedule and the key.
-    toy.assert_bit_equal(run.last, run.step(run.states[2]._replace(step=jnp.int32(4), totals=run.states[4].totals), good[4])[0])
+    toy.assert_bit_equal(
+        run.last, run.step(run.states[2]._replace(step=jnp.int32(4), totals=run.states[4].totals), good[4])[0]
+    )
 
 
 def test_the_metrics_of_a_skipped_update_do_not_count():
@@ -138,10 +141,11 @@ def test_the_schedule_counts_skipped_steps():
     schedule = LinearRampupExponentialDecay(warmup=10, decay_start=10, decay_end=20, min=0.1)
     good = toy.batches(4)
     run = Run(
-        toy.experiment(learner=Learner(learning_rate=0.5, schedule=schedule)), [good[0], spoiled(good[1]), good[2]]
+        toy.experiment(task=SIMPLE, learner=dataclasses.replace(ADAM, schedule=schedule)),
+        [good[0], spoiled(good[1]), good[2]],
     )
     rates = [float(state.totals["learning_rate"][0]) for state in run.states]
-    np.testing.assert_allclose(np.diff(rates), [0.0, 0.0, 0.5 * 2 / 10], rtol=1e-6)
+    np.testing.assert_allclose(np.diff(rates), [0.0, 0.0, 0.05 * 2 / 10], rtol=1e-6)
 
 
 def test_the_rate_can_change_without_compiling_again():
@@ -167,13 +171,13 @@ def test_variables_that_are_not_trained_follow_the_module():
 
 
 def test_weights_keep_their_types():
-    state = Run(toy.experiment(task=toy.Regression(dtype="bfloat16"), learner=ADAM), toy.batches(2)).last
+    state = Run(toy.experiment(task=toy.Regression(dtype="bfloat16", dropout=0.0), learner=ADAM), toy.batches(2)).last
     assert {str(x.dtype) for x in jax.tree.leaves(state.weights.params["hidden"])} == {"bfloat16"}
     assert {str(x.dtype) for x in jax.tree.leaves(state.weights.params["out"])} == {"float32"}
 
 
 def test_the_second_result_outlives_the_donated_state():
-    experiment, batch = toy.experiment(), toy.batches(1)[0]
+    experiment, batch = toy.experiment(task=SIMPLE, learner=ADAM), toy.batches(1)[0]
     step = jax.jit(make_train_step(experiment), donate_argnums=0)
     state, nonfinite_in_a_row = step(init_state(experiment, batch), spoiled(batch))
     step(state, batch)

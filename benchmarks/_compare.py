@@ -1,0 +1,35 @@
+"""What the benchmarks share: commands that print one JSON line, run in turn, and the medians of their figures."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def last_json_line(command: Sequence[str]) -> dict[str, Any]:
+    """Runs a command to its end; the JSON object in the last line of its standard output."""
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def in_turn(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """Runs the commands A B A B ..: what slows the machine for a while hits all of them. Shows progress on stderr."""
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    for i in range(rounds):
+        for name, command in commands.items():
+            print(f"round {i + 1}/{rounds}: {name}", file=sys.stderr)
+            results[name].append(last_json_line(command))
+    return results
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def report(benchmark: str, **figures: Any) -> None:
+    """Prints the benchmark's one JSON line."""
+    print(json.dumps({"benchmark": benchmark, **figures}))

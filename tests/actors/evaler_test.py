@@ -1,0 +1,53 @@
+"""The Evaler's numbers are those of a direct computation over every example once."""
+
+import jax
+import numpy as np
+import pytest
+import toy
+from flax import nnx
+
+from raylingvo.actors.evaler import Evaler
+from raylingvo.actors.reader import Arrival
+from raylingvo.experiment import Reading
+from raylingvo.training.host_copy import encode
+from raylingvo.training.state import Model
+
+TASK = toy.Regression(dtype="bfloat16")
+WEIGHTS = Model.split(TASK.init(nnx.Rngs(5)))
+
+
+def evaluate(logdir, **reading):
+    leaves = encode([np.array(x) for x in jax.tree.leaves(WEIGHTS)])
+    for x in leaves:
+        x.flags.writeable = False  # as in the object store
+    evaler = Evaler(toy.experiment(task=TASK, reading=Reading(**reading)), "test", logdir)
+    metrics = evaler.process(Arrival(1, 0.0, leaves))
+    evaler.close()
+    return metrics
+
+
+def expected_loss(num_examples):
+    batch = toy.Numbers(size=20).open().take(np.arange(num_examples))
+    weights = jax.tree.map(lambda x: np.asarray(x, np.float64), WEIGHTS.params)
+    hidden = np.tanh(batch["x"] @ weights["hidden"]["kernel"] + weights["hidden"]["bias"])
+    y = hidden @ weights["out"]["kernel"] + weights["out"]["bias"]
+    return np.mean((y[:, 0] - batch["y"]) ** 2)
+
+
+# Batches that divide the 20 examples, that leave a rest, and that are larger than all of them.
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 20, 64])
+def test_every_example_counts_once_and_padding_does_not(tmp_path, batch_size):
+    metrics = evaluate(tmp_path, batch_size=batch_size)
+    assert metrics["loss"] == pytest.approx(expected_loss(20), rel=1e-5)
+    assert metrics["num_rows"] == 20
+
+
+def test_only_so_many_examples(tmp_path):
+    metrics = evaluate(tmp_path, batch_size=4, max_examples=10)
+    assert metrics["loss"] == pytest.approx(expected_loss(10), rel=1e-5)
+    assert metrics["num_rows"] == 10
+
+
+def test_the_same_weights_give_the_same_bits(tmp_path):
+    first, second = (evaluate(tmp_path / name, batch_size=7) for name in "ab")
+    assert first["loss"] == second["loss"]

@@ -1,0 +1,99 @@
+"""Reports are written off the training thread, and none is lost; speed is measured from the first step on."""
+
+import threading
+from unittest import mock
+
+import pytest
+
+from raylingvo.actors import reporter as reporter_module
+from raylingvo.actors.reporter import Reporter, StepClock
+from raylingvo.monitor.metrics_log import MetricsLog, read_metrics
+
+
+def test_reports_are_on_disk_when_it_is_closed(tmp_path):
+    reporter = Reporter(tmp_path, last_step=0, last=None)
+    for step in (10, 20):
+        reporter.report(step, {"loss": 1 / step})
+    reporter.close()
+    records = read_metrics(tmp_path)
+    assert [(record["step"], record["loss"]) for record in records] == [(10, 0.1), (20, 0.05)]
+    assert reporter.last == {"step": 20, "time": records[1]["time"], "metrics": {"loss": 0.05}}
+
+
+def test_a_report_does_not_wait_for_the_disk(tmp_path):
+    go_on = threading.Event()
+    write = MetricsLog.write
+
+    def slow_write(*args, **kwargs):
+        assert go_on.wait(60)
+        write(*args, **kwargs)
+
+    with mock.patch.object(MetricsLog, "write", slow_write):
+        reporter = Reporter(tmp_path, last_step=0, last=None)
+        reporter.report(10, {"loss": 0.1})  # would not return if it waited
+        assert read_metrics(tmp_path) == []
+        go_on.set()
+        reporter.close()
+    assert len(read_metrics(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("call", ["report", "close"])
+def test_the_next_call_raises_the_error_of_a_write(tmp_path, call):
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    reporter = Reporter(tmp_path, last_step=0, last=None)
+    with mock.patch.object(MetricsLog, "write", fail):
+        reporter.report(10, {"loss": 0.1})
+        with pytest.raises(OSError, match="disk full"):
+            reporter.report(20, {"loss": 0.1}) if call == "report" else reporter.close()
+    if call == "report":
+        with pytest.raises(OSError, match="disk full"):
+            reporter.close()
+
+
+def test_resuming_writes_a_last_report_that_did_not_reach_the_disk(tmp_path):
+    last = {"step": 20, "time": 123.0, "metrics": {"loss": 0.5}}
+    with MetricsLog(tmp_path) as log:
+        for step in (10, 30):  # 30 was reported by a Trainer that died after it
+            log.write(step, {"loss": 0.1}, time=1.0)
+    for _ in range(2):  # the second time it is there
+        reporter = Reporter(tmp_path, last_step=20, last=last)
+        assert reporter.last == last
+        reporter.close()
+        assert [(r["step"], r["time"]) for r in read_metrics(tmp_path)] == [(10, 1.0), (20, 123.0)]
+
+
+@pytest.fixture
+def clock():
+    """A StepClock of batches of 8, and the seconds that `time.monotonic` tells it."""
+    now = [1000.0]
+    with mock.patch.object(reporter_module.time, "monotonic", lambda: now[0]):
+        yield StepClock(8), now
+
+
+def test_speed_counts_from_the_end_of_the_first_step(clock):
+    clock, now = clock
+    assert clock.rates(0) == {}
+    assert clock.overall(0) == {"steps_per_second": None, "examples_per_second": None}
+    now[0] += 50  # compilation
+    clock.first_step(101)
+    assert clock.first_step_time is not None
+    assert clock.rates(101) == {}
+    now[0] += 2
+    clock.waited(0.5)
+    expected = {"steps_per_second": 5.0, "examples_per_second": 40.0}
+    assert clock.rates(111) == expected | {"input_wait_fraction": 0.25}
+    assert clock.lap(111) == expected | {"input_wait_fraction": 0.25}
+    assert clock.rates(111) == {}
+    now[0] += 1
+    assert clock.lap(131) == {"steps_per_second": 20.0, "examples_per_second": 160.0, "input_wait_fraction": 0.0}
+    assert clock.overall(131) == {"steps_per_second": 10.0, "examples_per_second": 80.0}
+
+
+def test_waiting_for_more_than_the_whole_time_is_all_of_it(clock):
+    clock, now = clock
+    clock.first_step(1)
+    now[0] += 1
+    clock.waited(1.1)
+    assert clock.rates(2)["input_wait_fraction"] == 1.0

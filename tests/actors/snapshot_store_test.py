@@ -1,0 +1,214 @@
+"""The store's bookkeeping under random histories: who sees what, what is kept, and within what budget."""
+
+import random
+
+import pytest
+
+from raylingvo.actors.snapshot_store import SnapshotStore
+
+POLICIES = {"every a": "every", "every b": "every", "latest a": "latest", "latest b": "latest", "last": "last"}
+
+
+class History:
+    """A store, and a model of what its readers have been given, under random operations."""
+
+    def __init__(self, seed, *, max_bytes, max_count, operations):
+        self.rng = random.Random(seed)
+        self.store = SnapshotStore(max_bytes, max_count)
+        self.published = []
+        self.state_step = None
+        self.working_on = dict.fromkeys(POLICIES)
+        self.done = {name: [] for name in POLICIES}
+        for name, policy in POLICIES.items():
+            self.store.register(name, policy)
+        self.publish()
+        for _ in range(operations):
+            operation = self.rng.choice(
+                [self.publish, self.take, self.take, self.finish, self.finish, self.die, self.lose]
+            )
+            operation()
+            self.spill()
+        self.store.close()
+        while unfinished := [name for name in POLICIES if not self.store.finished(name)]:
+            self.take(self.rng.choice(unfinished))
+            self.finish()
+            self.spill()
+
+    def publish(self, step=None):
+        step = step or len(self.published) + 1
+        if step not in self.published:
+            self.published.append(step)
+        state = self.rng.random() < 0.4
+        if state:
+            self.state_step = step
+        nbytes = {"nbytes": self.rng.randint(1, 9), "state_nbytes": 5 if state else 0}
+        self.store.add(step, ("memory", step), time=step / 10, state=("state", step) if state else None, **nbytes)
+
+    def take(self, name=None):
+        name = name or self.rng.choice(list(POLICIES))
+        entry = self.store.take(name)
+        assert (entry is not None) or not self.store.has_work(name)
+        self.working_on[name] = entry and entry.step
+        if entry is not None:
+            assert entry.payload == ("disk" if entry.on_disk else "memory", entry.step)
+            assert entry.time == entry.step / 10
+            assert entry.step not in self.done[name]
+
+    def finish(self):
+        busy = [name for name, step in self.working_on.items() if step]
+        if busy:
+            name = self.rng.choice(busy)
+            step, self.working_on[name] = self.working_on[name], None
+            self.done[name].append(step)
+            self.store.done(name, step)
+
+    def die(self):
+        """A reader dies and is started again."""
+        name = self.rng.choice(list(POLICIES))
+        self.working_on[name] = None
+        self.store.register(name, POLICIES[name], self.done[name])
+
+    def lose(self):
+        """The Trainer dies while it hands the newest snapshot over, resumes, and publishes it again."""
+        newest = self.published[-1]
+        if self.rng.random() < 0.8 or any(newest in steps for steps in self.done.values()):
+            return
+        self.store.lost(newest)
+        if self.state_step == newest:
+            self.state_step = None
+        self.working_on = {name: step if step != newest else None for name, step in self.working_on.items()}
+        self.publish(newest)
+
+    def spill(self):
+        """Moves what is to move to disk, as the store's actor does."""
+        pinned = {step for step in self.working_on.values() if step}
+        unmovable = {self.published[-1], *pinned, self.state_step} - {None}
+        overflow = self.store.overflow()
+        assert [entry.step for entry in overflow] == sorted(entry.step for entry in overflow)
+        for entry in overflow:
+            assert entry.step not in unmovable
+            self.store.moved(entry.step, ("disk", entry.step), on_disk=True)
+        status = self.store.status()
+        if status["held"] > self.store.max_count or status["bytes"] > self.store.max_bytes:
+            assert status["held"] <= len(unmovable)
+        assert status["newest_step"] == self.published[-1]
+        assert self.store.newest_state() == (
+            self.state_step and (self.state_step, (("memory", self.state_step), ("state", self.state_step)))
+        )
+        for name, step in self.working_on.items():
+            assert status["readers"][name]["working_on"] == step
+
+
+@pytest.mark.parametrize("budget", [(10**9, 10**9), (20, 10**9), (10**9, 3), (1, 1)], ids=str)
+@pytest.mark.parametrize("seed", range(25))
+def test_random_histories(seed, budget):
+    max_bytes, max_count = budget
+    history = History(seed, max_bytes=max_bytes, max_count=max_count, operations=200)
+    status = history.store.status()
+    for name, policy in POLICIES.items():
+        seen, counts = history.done[name], status["readers"][name]
+        assert history.store.take(name) is None
+        assert counts["done"] == len(seen)
+        assert counts["waiting"] == 0
+        if policy == "every":
+            assert seen == history.published
+        elif policy == "latest":
+            assert seen == sorted(set(seen))
+            assert seen[-1] == history.published[-1]
+            assert counts["done"] + counts["skipped"] == len(history.published)
+        else:
+            assert seen == history.published[-1:]
+        if policy != "latest":
+            assert counts["skipped"] == 0
+    assert (status["held"], status["on_disk"]) == (1, 0)  # the newest
+
+
+def store_of(*steps, max_bytes=10**9, max_count=10**9, **policies):
+    store = SnapshotStore(max_bytes, max_count)
+    for name, policy in policies.items():
+        store.register(name, policy)
+    for step in steps:
+        store.add(step, f"weights {step}", 10, 0.0)
+    return store
+
+
+def test_without_readers_only_the_newest_is_kept():
+    assert store_of(1, 2, 3).status()["held"] == 1
+
+
+def test_what_a_reader_works_on_stays_until_it_is_done():
+    store = store_of(1, reader="latest")
+    assert store.take("reader").step == 1
+    for step in (2, 3):
+        store.add(step, "", 10, 0.0)
+    assert store.status()["held"] == 2  # 1 and 3
+    store.done("reader", 1)
+    assert store.status()["held"] == 1
+    assert store.take("reader").step == 3
+
+
+def test_a_reader_that_lags_costs_disk_not_memory():
+    store = store_of(*range(1, 7), reader="every", max_count=2)
+    assert [entry.step for entry in store.overflow()] == [1, 2, 3, 4]
+    store = store_of(*range(1, 7), reader="every", max_bytes=35)
+    assert [entry.step for entry in store.overflow()] == [1, 2, 3]
+
+
+def test_bytes_count_shared_weights_once():
+    store = store_of(1, reader="every")
+    store.add(2, "weights", 10, 0.0, state="rest", state_nbytes=7)
+    assert store.nbytes == 10 + 10 + 7
+    store.add(3, "weights", 10, 0.0)
+    for step in (1, 2):
+        assert store.take("reader").step == step
+        store.done("reader", step)
+    assert store.newest_state() == (2, ("weights", "rest"))
+    assert store.nbytes == 10 + 17  # 3, and the state of 2 with its weights
+
+
+def test_a_reader_does_not_see_what_an_earlier_run_had_finished():
+    store = SnapshotStore(10**9, 10**9)
+    for policy in ("every", "latest", "last"):
+        store.register(policy, policy, done=[5, 10])
+    for step in (10, 15, 20):
+        store.add(step, "", 1, 0.0)
+    assert store.take("latest").step == 20
+    assert store.take("every").step == 15
+    store.close()
+    assert store.take("last").step == 20
+
+
+def test_all_have_finished_when_nothing_new_was_published():
+    store = SnapshotStore(10**9, 10**9)
+    for policy in ("every", "latest", "last"):
+        store.register(policy, policy, done=[5])
+    store.add(5, "", 1, 0.0)
+    assert not any(store.finished(name) for name in ("every", "latest", "last"))
+    store.close()
+    assert all(store.finished(name) for name in ("every", "latest", "last"))
+
+
+def test_an_older_state_does_not_replace_a_newer_one():
+    store = SnapshotStore(10**9, 10**9)
+    store.add(6, "weights 6", 1, 0.0, state="rest 6")
+    store.add(3, "weights 3", 1, 0.0, state="rest 3")
+    assert store.newest_state() == (6, ("weights 6", "rest 6"))
+
+
+def test_nothing_is_kept_for_a_reader_that_is_gone():
+    store = store_of(1, 2, 3, reader="every", other="latest")
+    store.take("reader")
+    store.unregister("reader")
+    assert store.status()["held"] == 1
+    assert store.take("other").step == 3
+
+
+def test_what_is_read_from_disk_counts_as_memory_again():
+    store = store_of(1, 2, reader="every", max_count=1)
+    (entry,) = store.overflow()
+    store.moved(entry.step, "file", on_disk=True)
+    assert (store.status()["held"], store.status()["on_disk"], store.nbytes) == (1, 1, 10)
+    assert store.take("reader").payload == "file"
+    store.moved(1, "weights", on_disk=False)
+    assert (store.status()["held"], store.status()["on_disk"], store.nbytes) == (2, 0, 20)
+    assert store.overflow() == []  # pinned
