@@ -257,8 +257,10 @@ def _experiment(name: str, overrides: list[str] | None, config_file: Path | None
         return config.override(registry.get(name), assignments)
     try:
         text = config_file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"--config {config_file}: cannot be read ({error})") from error
+    except OSError as error:
+        raise RequestError(f"--config {config_file}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"--config {config_file}: is not text ({error})") from error
     registry.import_current_directory()
     try:
         experiment = config.load(text, Experiment)

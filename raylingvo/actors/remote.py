@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from raylingvo import config
 from raylingvo.actors.snapshot_store import SnapshotStore
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 # A long poll returns empty-handed after this long, so that nobody waits for ever for an actor that is gone.
 POLL_SECONDS = 20.0
 REPLY_SECONDS = 60.0  # how long a role waits for another's answer before it gives up
+
+
+def fetch(ref: Any, timeout: float = REPLY_SECONDS) -> Any:
+    """What another role answered, waited for at most `timeout` seconds."""
+    return ray.get(ref, timeout=timeout)
 
 
 class Job:
@@ -104,7 +109,7 @@ class StoreActor:
                 self._store.moved(entry.step, path, on_disk=True)
 
     def _spill_payload(self, step: int, payload: list[Any]) -> Path:
-        return self._spill.write(step, ray.get(payload[0], timeout=REPLY_SECONDS))
+        return self._spill.write(step, fetch(payload[0]))
 
     async def lost(self, step: int) -> None:
         self._store.lost(step)
@@ -198,10 +203,10 @@ class _Publisher:
     def newest_state(self) -> tuple[int, Snapshot] | None:
         from raylingvo.actors.outbox import Snapshot
 
-        newest = ray.get(self._store.newest_state.remote(), timeout=REPLY_SECONDS)
+        newest = fetch(self._store.newest_state.remote())
         if newest is None:
             return None
-        weights, (rest, position) = ray.get([newest["weights"][0], newest["rest"][0]], timeout=REPLY_SECONDS)
+        weights, (rest, position) = fetch([newest["weights"][0], newest["rest"][0]])
         return newest["step"], Snapshot(weights, rest, position)
 
 
@@ -240,20 +245,22 @@ class _Feed:
         from raylingvo.actors.reader import Arrival
 
         while True:
-            reply = ray.get(self._store.take.remote(self._name), timeout=POLL_SECONDS + REPLY_SECONDS)
+            reply = fetch(self._store.take.remote(self._name), POLL_SECONDS + REPLY_SECONDS)
             if "step" not in reply:
                 if reply["end"]:
                     return None
                 continue
             try:
-                weights = ray.get(reply["weights"][0], timeout=REPLY_SECONDS)
+                weights = fetch(reply["weights"][0])
+            except GetTimeoutError:
+                raise
             except RayError:  # the Trainer died before it had handed them over
-                ray.get(self._store.lost.remote(reply["step"]), timeout=REPLY_SECONDS)
+                fetch(self._store.lost.remote(reply["step"]))
                 continue
             return Arrival(reply["step"], reply["time"], weights)
 
     def done(self, step: int, metrics: dict[str, float]) -> None:
-        ray.get(self._store.done.remote(self._name, step, metrics), timeout=REPLY_SECONDS)
+        fetch(self._store.done.remote(self._name, step, metrics))
 
 
 def start_store(run: str, *, max_bytes: int, max_count: int) -> Any:

@@ -70,8 +70,9 @@ def run(
                 status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
                 home.update(status=status, ended=time.time(), stop_reason=f"{type(error).__name__}: {error}")
                 raise
-        result = _result(experiment, home, supervisor, ending, reason, started)
-        home.update(status=ending, ended=time.time(), stop_reason=reason, step=result["step"], result=result)
+            # On disk before Ray is shut down, which takes a second or more.
+            result = _result(experiment, home, supervisor, ending, reason, started)
+            home.update(status=ending, ended=time.time(), stop_reason=reason, step=result["step"], result=result)
     if ending == "failed":
         raise RunFailed(reason, result, supervisor.failures[0][1])
     return result
@@ -88,7 +89,7 @@ def _result(
         "status": ending,
         "stop_reason": reason,
         "step": trained.get("step", train.get("step", 0)),
-        "train": {name: value for name, value in train.items() if name != "step"},
+        "train": train,
         "eval": {name: _last_metrics(home.path / f"eval_{name}") for name in experiment.eval},
         "decode": {name: _last_metrics(home.path / f"decode_{name}") for name in experiment.decode},
         "steps_per_second": trained.get("steps_per_second"),

@@ -89,7 +89,7 @@ class Supervisor:
         try:
             # All of them before the first snapshot: one of policy `every` must not miss it.
             for role in self._roles.values():
-                ray.get(self._register(role), timeout=remote.REPLY_SECONDS)
+                remote.fetch(self._register(role))
             self._start_trainer()
             self._watch(self._store.results.remote(0), self._on_results)
             while not self._over():
@@ -120,7 +120,7 @@ class Supervisor:
 
     def _on_trainer_end(self, ref: ray.ObjectRef) -> None:
         try:
-            self._trained = ray.get(ref)
+            trained = remote.fetch(ref)
         except RayTaskError as error:
             self._fail("the Trainer failed", error)
         except RayActorError as error:
@@ -133,13 +133,14 @@ class Supervisor:
             if self._asked_to_stop:
                 self._trainer.stop.remote(self._asked_to_stop, self._resumable)
         else:
-            self._trainer_status.update(state="finished", step=self._trained["step"])
+            self._trained = trained
+            self._trainer_status.update(state="finished", step=trained["step"])
             self._store.close.remote()
             self._start_roles()
 
     def _on_trainer_status(self, ref: ray.ObjectRef) -> None:
         try:
-            status = ray.get(ref)
+            status = remote.fetch(ref)
         except RayError:
             return  # it died: _on_trainer_end deals with that
         for event in status.pop("events"):
@@ -172,7 +173,7 @@ class Supervisor:
 
     def _on_role_end(self, role: _Role, ref: ray.ObjectRef) -> None:
         try:
-            ray.get(ref)
+            remote.fetch(ref)
         except RayTaskError as error:
             self._lose(role, f"{role.name} failed", error)
         except RayActorError as error:
@@ -194,7 +195,7 @@ class Supervisor:
 
     def _on_results(self, ref: ray.ObjectRef) -> None:
         try:
-            results = ray.get(ref)
+            results = remote.fetch(ref)
         except RayError as error:
             self._fail("the SnapshotStore died", error)
             self._stop("the SnapshotStore died", resumable=True)
@@ -263,14 +264,14 @@ class Supervisor:
 
     def _on_store_status(self, ref: ray.ObjectRef) -> None:
         try:
-            self._store_status = ray.get(ref)
+            self._store_status = remote.fetch(ref)
         except RayError:
             return  # it died: _on_results deals with that
 
     def _last_news(self) -> None:
         """What the store knows and has not been asked for since: the last evaluations, say."""
         try:
-            self._store_status = ray.get(self._store.status.remote(), timeout=remote.REPLY_SECONDS)
+            self._store_status = remote.fetch(self._store.status.remote())
             if sum(reader["done"] for reader in self._store_status["readers"].values()) > self._num_results:
                 self._on_results(self._store.results.remote(self._num_results))
         except RayError:

@@ -17,7 +17,7 @@ def format_summary(result: Mapping[str, Any]) -> str:
     reason = f" ({result['stop_reason']})" if result.get("stop_reason") else ""
     rows = []
     if result["train"]:
-        rows.append((f"train @ {result['step']}", text.metrics_line(result["train"])))
+        rows.append((f"train @ {result['train']['step']}", text.metrics_line(result["train"])))
     for verb in ("eval", "decode"):
         for dataset, metrics in result[verb].items():
             if metrics:  # a run that stopped early may have none

@@ -97,3 +97,14 @@ def test_waiting_for_more_than_the_whole_time_is_all_of_it(clock):
     now[0] += 1
     clock.waited(1.1)
     assert clock.rates(2)["input_wait_fraction"] == 1.0
+
+
+def test_a_lap_with_snapshots_tells_their_mean_time(clock):
+    clock, now = clock
+    clock.first_step(1)
+    for seconds in (0.5, 1.5):
+        clock.copied(seconds)
+    now[0] += 4
+    assert clock.lap(2)["snapshot_seconds"] == 1.0
+    now[0] += 4
+    assert "snapshot_seconds" not in clock.lap(3)

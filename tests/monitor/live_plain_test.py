@@ -33,7 +33,7 @@ def test_the_first_status_introduces_the_run(shown):
         "run ab12: image.digits.LeNet5, dashboard http://127.0.0.1:8265",
         "trainer training",
         "step 205/2000  11.6 steps/s  2980 examples/s  loss 0.2575",
-        "eval test @ 150: accuracy 0.9415 loss 0.2012 acc5 0.9978 num_preds 360 (lag 0.3 s, 0 steps)",
+        "eval test @ 150: accuracy 0.9415  loss 0.2012  acc5 0.9978  num_preds 360 (lag 0.3 s, 0 steps)",
     ]
 
 

@@ -6,7 +6,7 @@ RESULT = {
     "status": "finished",
     "stop_reason": "max_steps",
     "step": 2000,
-    "train": {"loss": 0.0123, "accuracy": 0.9975},
+    "train": {"step": 2000, "loss": 0.0123, "accuracy": 0.9975},
     "eval": {"test": {"step": 2000, "accuracy": 0.9812, "num_preds": 360.0}},
     "decode": {"test": {"step": 1990, "correct_top1": 0.9812}},
     "steps_per_second": 11.64,

@@ -1,0 +1,190 @@
+"""What README.md and docs/ show works: every command and program in them is run, as a reader would, in their order."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import raylingvo
+from raylingvo import config, registry
+
+ROOT = Path(__file__).parents[1]
+# The order in which they build on each other.
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "run.md", ROOT / "docs" / "experiments.md")
+RUN, SHOWN = {"console", "python"}, {"text"}
+SECONDS = 240  # far more than any block takes
+
+
+class Block(NamedTuple):
+    """A fenced block. `skipped`: why an HTML comment before it says that it is not run here."""
+
+    document: Path
+    line: int
+    language: str
+    text: str
+    skipped: str | None
+
+    @property
+    def id(self) -> str:
+        return f"{self.document.name}:{self.line}"
+
+
+def _blocks(document: Path) -> Iterator[Block]:
+    text = document.read_text()
+    fence = re.compile(
+        r"(?:^<!-- not run by tests/docs_test.py: (?P<why>\w+) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$",
+        re.M | re.S,
+    )
+    for found in fence.finditer(text):
+        line = text.count("\n", 0, found.start("body"))
+        yield Block(document, line, found["language"], found["body"], found["why"])
+
+
+BLOCKS = [block for document in DOCUMENTS for block in _blocks(document)]
+TO_RUN = [block for block in BLOCKS if block.language in RUN and not block.skipped]
+
+
+class Reader:
+    """Somebody who follows the documents in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._environment = {
+            **os.environ,
+            "PATH": f"{_command(directory / 'bin')}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(Path(raylingvo.__file__).parents[1]),
+            "RAYLINGVO_DATA": str(directory / "data"),
+        }
+
+    def follow(self, block: Block) -> None:
+        """Types the commands, saves the module (its first line is `# its name`), or runs the program."""
+        module = re.match(r"# (\w+\.py)\n", block.text)
+        if block.language == "console":
+            self._run("bash", "-euo", "pipefail", "-c", block.text)
+        elif module:
+            (self.directory / module[1]).write_text(block.text)
+        else:
+            self._run(sys.executable, "-c", block.text)
+
+    def _run(self, *command: str) -> None:
+        done = subprocess.run(
+            command, cwd=self.directory, env=self._environment, capture_output=True, text=True, timeout=SECONDS
+        )
+        assert done.returncode == 0, f"{command[-1]}\nexits {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        assert done.stdout
+        assert "Traceback" not in done.stderr
+
+
+def _command(folder: Path) -> Path:
+    """The folder of the `raylingvo` command: the installed one's, or `folder` with one that is like it."""
+    installed = Path(sys.executable).with_name("raylingvo")
+    if installed.exists():
+        return installed.parent
+    folder.mkdir()
+    (folder / "raylingvo").write_text(f"#!{sys.executable}\nfrom raylingvo.cli import main\n\nmain()\n")
+    (folder / "raylingvo").chmod(stat.S_IRWXU)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    directory = tmp_path_factory.mktemp("reader")
+    random = np.random.default_rng(0)
+    arrays = {}
+    for split, size in (("train", 300), ("test", 40)):
+        arrays[f"x_{split}"] = random.integers(256, size=(size, 28, 28), dtype=np.uint8)
+        arrays[f"y_{split}"] = random.integers(10, size=size)
+    np.savez(directory / "mnist.npz", **arrays)  # the file that the README's reader has
+    return Reader(directory)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("block", TO_RUN, ids=lambda block: block.id)
+def test_a_block_runs(reader: Reader, block: Block) -> None:
+    reader.follow(block)
+
+
+@pytest.mark.ray
+def test_everything_in_a_logdir_is_documented(reader: Reader) -> None:
+    logdir = reader.directory / "runs" / "spirals"
+    documented = set(re.findall(r"`([\w/]+)`", (ROOT / "docs" / "run.md").read_text()))
+    info = json.loads((logdir / "run.json").read_text())
+    assert info.keys() | info["result"].keys() <= documented
+
+    task_metrics = {"loss", "accuracy", "correct", "step", "time"}
+    for folder in ("train", "eval_test", "decode_test"):
+        last = json.loads((logdir / folder / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last.keys() - task_metrics <= documented
+
+
+def test_the_readme_opens_with_the_two_commands_that_ci_runs() -> None:
+    script = ROOT / ".ci" / "run"
+    lines = {line.strip() for line in script.read_text().splitlines()}
+    start = [block.text.strip() for block in _blocks(ROOT / "README.md")][:2]
+    assert "pip install" in start[0]
+    assert "pytest" in start[1]
+    assert set(start) <= lines
+    assert script.stat().st_mode & stat.S_IXUSR
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_only_installing_testing_and_downloading_are_not_run() -> None:
+    skipped = [(block.text.strip(), block.skipped) for block in BLOCKS if block.skipped]
+    start = [block.text.strip() for block in BLOCKS][:2]
+    assert skipped == [(start[0], "installs"), (start[1], "tests"), ("raylingvo data prepare mnist", "downloads")]
+
+
+def test_every_block_is_either_run_or_only_shown() -> None:
+    assert {block.language for block in BLOCKS} == RUN | SHOWN
+    fences = sum(line.startswith("```") for document in DOCUMENTS for line in document.read_text().splitlines())
+    assert fences == 2 * len(BLOCKS)
+    assert {*DOCUMENTS} == {ROOT / "README.md", *(ROOT / "docs").glob("*.md")}
+
+
+def test_what_is_only_shown_starts_no_command() -> None:
+    for block in BLOCKS:
+        assert block.language in RUN or not re.search(r"^(\$ )?raylingvo ", block.text, re.M), block.id
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_the_keys_that_documents_name_exist(document: Path) -> None:
+    experiment = config.override(
+        registry.get("image.digits.LeNet5"),
+        {
+            "train.checkpoints.best": {"metric": "test/loss", "mode": "min"},
+            "train.early_stop": {"metric": "test/loss", "mode": "min", "window": 1},
+        },
+    )
+    known = config.flatten(experiment)
+    text = document.read_text().replace(".NAME.", ".test.").replace(".ROLE.", ".trainer.")
+    named = re.findall(r"(?:`|--set '?)((?:train|learner|eval|decode|resources|task)\.[a-z_.]+)", text)
+    # A dataset of its own makes a new name in `eval`, a task of its own another field.
+    added = {"eval.train.policy", "eval.train.max_examples", "task.width"}
+    assert named
+    assert [key for key in named if key not in added and not _is_or_is_in(key, known)] == []
+
+
+def _is_or_is_in(key: str, known: dict[str, object]) -> bool:
+    return any(other == key or other.startswith(f"{key}.") for other in known)
+
+
+def test_links_lead_to_files() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_benchmarks_that_the_readme_names_exist() -> None:
+    named = set(re.findall(r"python (benchmarks/\w+\.py)", (ROOT / "README.md").read_text()))
+    assert named
+    assert {name for name in named if not (ROOT / name).exists()} == set()
