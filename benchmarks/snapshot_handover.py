@@ -1,4 +1,4 @@
-"""From the end of a train step to its weights on the Evaler's device: 256 MiB on one node, warm, in memcpys of that size.
+"""From the end of a train step to its weights on the Evaler's device: 256 MiB on one node, warm, counted in memcpys.
 
 Both roles are the real ones, in a real run; `handover_seconds` and `snapshot_seconds` are what they record. Unit:
 one copy of as many bytes between two warm buffers, by one thread, measured in this process before and after the run.

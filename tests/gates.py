@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-
 from toy import Numbers, Rows
 
 

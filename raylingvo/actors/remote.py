@@ -38,7 +38,7 @@ def fetch(ref: Any, timeout: float = REPLY_SECONDS) -> Any:
 
 
 class Job:
-    """What every role of a run is told when it starts. Plain data: roles unpickle it before they can import the user's code."""
+    """What every role of a run is told when it starts: plain data, which needs none of the user's modules to unpickle."""
 
     def __init__(self, run: str, experiment: Experiment, logdir: Path):
         self.run = run
@@ -68,8 +68,8 @@ class StoreActor:
 
     def __init__(self, run: str, max_bytes: int, max_count: int):
         self._run = run
-        self._store = SnapshotStore(max_bytes, max_count)
         self._spill = SpillFolder()
+        self._store = SnapshotStore(max_bytes, max_count, delete=self._spill.delete)
         self._spilling = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._results: list[dict[str, Any]] = []

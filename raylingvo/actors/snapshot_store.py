@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from raylingvo.experiment import Policy
@@ -44,7 +44,9 @@ class SnapshotStore:
     (`overflow`), since neither may training wait nor a reader of `every` miss one.
     """
 
-    def __init__(self, max_bytes: int, max_count: int):
+    def __init__(self, max_bytes: int, max_count: int, delete: Callable[[Any], None] = lambda payload: None):
+        """delete: called with the payload of an entry on disk that nobody will read any more."""
+        self._delete = delete
         self.max_bytes = max_bytes
         self.max_count = max_count
         self.closed = False
@@ -194,6 +196,8 @@ class SnapshotStore:
             waited_for = any(self._waits_for(reader, entry) for reader in self._readers.values())
             if step != newest and not entry.pinned_by and not waited_for:
                 del self._entries[step]
+                if entry.on_disk:
+                    self._delete(entry.payload)
 
     def _holds_state(self, entry: Entry) -> bool:
         return self._state is not None and self._state.step == entry.step

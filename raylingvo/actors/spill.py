@@ -29,5 +29,9 @@ class SpillFolder:
     def read(self, folder: Path) -> list[np.ndarray]:
         """The arrays of `write`, which are no longer on disk."""
         arrays = [np.load(folder / f"{i}.npy", allow_pickle=False) for i in range(len(list(folder.iterdir())))]
-        shutil.rmtree(folder)
+        self.delete(folder)
         return arrays
+
+    def delete(self, folder: Path) -> None:
+        """Removes a snapshot that nobody will read."""
+        shutil.rmtree(folder)

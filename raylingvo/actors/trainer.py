@@ -117,7 +117,7 @@ class Trainer:
                 previous = None if rolled_back else nonfinite_in_a_row
                 if self._step % self._settings.report_every_steps == 0:
                     self._report()
-                if self._snapshot_due() or self._checkpoint_due():
+                if self._checkpoint_due() or self._snapshot_due():
                     self._publish()
             self._check_finite(previous)
             return self._finish()
@@ -214,13 +214,16 @@ class Trainer:
         return self._step % self._settings.snapshots.every_steps == 0
 
     def _checkpoint_due(self) -> bool:
+        # Asked at every step, since it raises the error of a save that failed. While one is being written the next is
+        # late, and the step does not wait.
+        if self._writer.busy():
+            return False
         policy = self._settings.checkpoints
         every = policy.every_steps
         by_steps = every is not None and self._step // every > self._last_checkpoint // every
         age = time.monotonic() - self._last_checkpoint_time
         by_seconds = policy.every_seconds is not None and age >= policy.every_seconds
-        # While one is being written the next is late, and the step does not wait.
-        return (by_steps or by_seconds) and not self._writer.busy()
+        return by_steps or by_seconds
 
     def _publish(self, *, last: bool = False) -> None:
         """Offers the state of this step to the store, and to the checkpoint writer if it is time."""

@@ -25,9 +25,8 @@ class Source(Protocol):
 class Dataset(abc.ABC):
     """Where examples come from, as configuration. Reading starts in `open`."""
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - most data need no check
         """Raises RequestError, naming the fix, if the data are not there. Cheap: called before anything starts."""
-        return None
 
     @abc.abstractmethod
     def open(self) -> Source:

@@ -115,7 +115,7 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
 
     def save(self, step: int, state: Any, position: dict[str, Any], *, on_saved: Callable[[], None]) -> None:
-        """Starts writing checkpoint `step`: `position`, and `state`, host arrays that do not change before `on_saved()`."""
+        """Starts writing checkpoint `step`: `position`, and `state`, host arrays that stay until `on_saved()`."""
         self.wait()
         self._pending = self._executor.submit(self._write, step, state, position, on_saved)
 

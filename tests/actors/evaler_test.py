@@ -1,5 +1,7 @@
 """The Evaler's numbers are those of a direct computation over every example once."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ def evaluate(logdir, **reading):
     for x in leaves:
         x.flags.writeable = False  # as in the object store
     evaler = Evaler(toy.experiment(task=TASK, reading=Reading(**reading)), "test", logdir)
-    metrics = evaler.process(Arrival(1, 0.0, leaves))
+    metrics = evaler.process(Arrival(1, time.time(), leaves))
     evaler.close()
     return metrics
 
@@ -40,6 +42,8 @@ def test_every_example_counts_once_and_padding_does_not(tmp_path, batch_size):
     metrics = evaluate(tmp_path, batch_size=batch_size)
     assert metrics["loss"] == pytest.approx(expected_loss(20), rel=1e-5)
     assert metrics["num_rows"] == 20
+    seconds = metrics["lag_seconds"] - metrics["handover_seconds"]
+    assert metrics["examples_per_second"] * seconds == pytest.approx(20, rel=0.05)
 
 
 def test_only_so_many_examples(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from unittest import mock
 
 import jax
@@ -311,6 +312,31 @@ def test_buffers_stay_as_they_are_until_they_are_released(tmp_path):
         store.trainer.release(step)
         with pytest.raises(KeyError):
             store.trainer.snapshot(step)
+
+
+def test_a_checkpoint_keeps_its_buffers_when_the_store_has_let_go(tmp_path):
+    policy = Checkpoints(every_seconds=None, every_steps=5)
+    experiment = toy.experiment(checkpoints=policy, snapshots=Snapshots(every_steps=1))
+    store = Store()
+    go_on = threading.Event()
+    announce, write = store.announce, checkpoints.CheckpointWriter._write
+
+    def take_notes(step, **sizes):
+        announce(step, **sizes)
+        if step == 8:
+            go_on.set()
+
+    def slow_write(*args):
+        assert go_on.wait(60)
+        write(*args)
+
+    with (
+        mock.patch.object(store, "announce", take_notes),
+        mock.patch.object(checkpoints.CheckpointWriter, "_write", slow_write),
+    ):
+        train(experiment, tmp_path, store)
+    state, _ = checkpoints.restore(tmp_path, 5, abstract_state(experiment))
+    toy.assert_bit_equal(state.weights, decode(store.states[5].weights, state.weights))
 
 
 # --- failures ---

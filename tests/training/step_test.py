@@ -114,7 +114,19 @@ def test_norms_and_rate_are_reported():
     assert actual["var_norm/all"] == pytest.approx(np.sqrt(sum(np.square(x).sum() for x in after)), rel=1e-5)
 
 
-@pytest.mark.parametrize("spoil", [spoiled, lambda batch: {**batch, "y": np.full(8, 1e25, np.float32)}])
+def far_off(batch):
+    """The loss is finite, the norm of the gradients is not."""
+    return {**batch, "y": np.full(8, 1.7e19, np.float32), "weight": np.eye(8, dtype=np.float32)[0]}
+
+
+def test_a_far_off_batch_has_a_finite_loss():
+    run = Run(toy.experiment(learner=ADAM), toy.batches(1))
+    loss, _ = SIMPLE.loss(SIMPLE.init(nnx.Rngs(0)), far_off(toy.batches(1)[0]), jax.random.key(0))
+    assert np.isfinite(loss)
+    assert int(run.step(run.last, far_off(toy.batches(1)[0]))[1]) == 1
+
+
+@pytest.mark.parametrize("spoil", [spoiled, far_off])
 def test_an_update_that_is_not_finite_changes_neither_weights_nor_optimizer(spoil):
     good = toy.batches(5)
     run = Run(toy.experiment(learner=ADAM), [*good[:2], spoil(good[2]), spoil(good[3]), good[4]])
