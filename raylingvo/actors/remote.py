@@ -38,7 +38,7 @@ def fetch(ref: Any, timeout: float = REPLY_SECONDS) -> Any:
 
 
 class Job:
-    """What every role of a run is told when it starts: plain data, which needs none of the user's modules to unpickle."""
+    """What every role of a run is told when it starts: plain data, unpickled without the user's modules."""
 
     def __init__(self, run: str, experiment: Experiment, logdir: Path):
         self.run = run
