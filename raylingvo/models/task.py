@@ -48,4 +48,4 @@ class Task(abc.ABC):
     def postprocess(
         self, decoded: Any, batch: Mapping[str, np.ndarray]
     ) -> tuple[list[tuple[str, dict[str, Any]]], WeightedMetrics]:
-        """On the host: `decode`'s result as numpy, and its batch -> a (key, dict for JSON) per real example, metrics."""
+        """On the host: `decode`'s result as numpy, and its batch -> a (key, JSON dict) per real example, metrics."""
