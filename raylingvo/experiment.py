@@ -53,7 +53,11 @@ class Snapshots:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Best:
-    """Keep the checkpoints that score best on an evaluation metric."""
+    """Keep the checkpoints that score best on an evaluation metric.
+
+    One that has not been evaluated yet waits for its score among the newest `keep_last + keep`; an Evaler that is
+    further behind needs a larger `keep_last`.
+    """
 
     metric: str  # DATASET/NAME, for example test/accuracy
     mode: Literal["min", "max"]
@@ -184,15 +188,17 @@ class Experiment:
         for name in self.datasets:
             if not name.isidentifier():
                 raise ValueError(f"datasets: {name!r} is not a name of letters, digits and _")
-        best, stop = self.train.checkpoints.best, self.train.early_stop
-        for field, metric in (
-            ("train.checkpoints.best.metric", best and best.metric),
-            ("train.early_stop.metric", stop and stop.metric),
-        ):
-            if metric and metric.split("/")[0] not in self.eval:
+        for field, metric in self.watched_metrics().items():
+            if metric.partition("/")[0] not in self.eval:
                 raise ValueError(
                     f"{field}: {metric!r} is of a dataset that is not evaluated; eval has {', '.join(self.eval)}"
                 )
+
+    def watched_metrics(self) -> dict[str, str]:
+        """Dotted key -> DATASET/NAME of the evaluation metrics that steer the run."""
+        best, stop = self.train.checkpoints.best, self.train.early_stop
+        watched = {"train.checkpoints.best.metric": best, "train.early_stop.metric": stop}
+        return {field: setting.metric for field, setting in watched.items() if setting is not None}
 
     def reading_batch_size(self, reading: Reading) -> int:
         """The batch size an Evaler or Decoder uses."""

@@ -35,7 +35,8 @@ class Logdir:
     def __init__(self, path: Path, experiment: Experiment):
         """Creates the logdir, or opens one of the very same experiment; writes nothing there but the lock.
 
-        Raises RequestError if it cannot be written, another process uses it, or it holds something else.
+        Raises RequestError if it cannot be written, another process uses it, or it holds something else or something
+        damaged.
         """
         self.path = path.absolute()
         self._experiment = experiment
@@ -46,9 +47,8 @@ class Logdir:
         with contextlib.ExitStack() as held:
             held.enter_context(hold(path))
             self._refuse_another(path)
+            self.info = read_info(path) or _new_info(experiment)
             self._held = held.pop_all()
-        found = self.path / "run.json"
-        self.info = json.loads(found.read_text()) if found.exists() else _new_info(experiment)
 
     def begin(self, command: list[str], **fields: Any) -> None:
         """Writes what is known when a run starts, or goes on: a request that proves wrong before leaves no trace."""
@@ -60,6 +60,7 @@ class Logdir:
             status="running",
             ended=None,
             stop_reason=None,
+            result=None,  # that of an earlier start must not outlive a hard stop of this one
             command=command,
             hosts=[socket.gethostname()],
             **_provenance(),
@@ -107,14 +108,32 @@ def read_experiment(path: Path) -> Experiment:
     """The experiment of a logdir, whose code may be in the current directory. Raises RequestError if it is not one."""
     file = path / "config.yaml"
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise RequestError(f"--logdir {path}: no run here ({file} cannot be read: {error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{file} is damaged: it is not UTF-8 ({error})") from error
     registry.import_current_directory()
     try:
         return config.load(text, Experiment)
     except RequestError as error:
         raise RequestError(f"{file}: {error}") from error
+
+
+def read_info(path: Path) -> dict[str, Any] | None:
+    """What run.json in a logdir says; None if there is none. Raises RequestError if it cannot be read."""
+    file = path / "run.json"
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RequestError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RequestError(f"{file} is damaged: it is not JSON ({error})") from error
+    if not (isinstance(info, dict) and info.keys() >= {"id", "status"}):
+        raise RequestError(f"{file} is damaged: it is not an object with id and status")
+    return info
 
 
 def _new_info(experiment: Experiment) -> dict[str, Any]:
@@ -128,6 +147,7 @@ def _new_info(experiment: Experiment) -> dict[str, Any]:
         "status": "running",
         "stop_reason": None,
         "step": 0,
+        "result": None,
     }
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from raylingvo.actors.logdir import hold, read_experiment
+from raylingvo.actors.logdir import hold, read_experiment, read_info
 from raylingvo.actors.reader import Arrival, Kind
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Reading
+from raylingvo.monitor.metrics_log import json_values
 from raylingvo.training import checkpoints
 
 
@@ -28,10 +29,13 @@ def read_checkpoints(
 
     datasets: any of the experiment's; those that the run evaluates (decodes) if empty. checkpoint: latest, best, all or
     a step. progress is called with a line for each result.
-    Returns {"run", "experiment", kind: {dataset: {"step", metric: value}}, "all": {dataset: [...]}}, the former of the
-    last checkpoint. Raises RequestError for what does not exist, or a logdir in use.
+    Returns a JSON value {"run": its id, or None if the logdir has no run.json, "experiment", "logdir",
+    kind: {dataset: {"step", metric: value}} of the last checkpoint, "all": {dataset: [{"step", metric: value}, ...]}}.
+    As in the logs, a value that is not finite is None.
+    Raises RequestError for what does not exist or is damaged, or a logdir in use.
     """
     experiment = read_experiment(logdir)
+    info = read_info(logdir)
     names = list(datasets) or list(getattr(experiment, kind))
     if not names:
         raise RequestError(f"{experiment.name} names no dataset to {kind}; it has {', '.join(experiment.datasets)}")
@@ -54,7 +58,13 @@ def read_checkpoints(
             weights = checkpoints.restore_weights(logdir, step, roles[0].abstract_weights)
             for name, role in zip(names, roles, strict=True):
                 metrics = role.process(Arrival(step, time.time(), weights))
-                results[name].append({"step": step, **metrics})
+                results[name].append({"step": step, **json_values(metrics)})
                 progress(f"{kind} {name} @ {step}")
     last = {name: records[-1] for name, records in results.items()}
-    return {"experiment": experiment.name, "logdir": str(logdir), kind: last, "all": results}
+    return {
+        "run": info and info["id"],
+        "experiment": experiment.name,
+        "logdir": str(logdir),
+        kind: last,
+        "all": results,
+    }

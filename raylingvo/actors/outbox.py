@@ -18,7 +18,7 @@ class Snapshot(NamedTuple):
 
     weights: list[np.ndarray]
     rest: list[np.ndarray] | None
-    position: dict[str, Any] | None  # with `rest`: the input's position and the last report, a JSON value
+    position: dict[str, Any] | None  # with `rest`: the input's position, the last report and counts, a JSON value
 
 
 class Outbox:

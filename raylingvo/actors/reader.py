@@ -69,7 +69,9 @@ class SnapshotReader(abc.ABC):
     def follow(self, feed: Feed) -> None:
         """Works on what `feed` gives until it ends."""
         while (arrival := feed.next()) is not None:
-            feed.done(arrival.step, self.process(arrival))
+            step, metrics = arrival.step, self.process(arrival)
+            del arrival  # or its memory in the object store would be held while `feed` waits for the next
+            feed.done(step, metrics)
 
     def process(self, arrival: Arrival) -> dict[str, float]:
         """Computes and records the metrics of a snapshot.

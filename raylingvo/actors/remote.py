@@ -15,21 +15,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError
 
 from raylingvo import config
 from raylingvo.actors.snapshot_store import SnapshotStore
 from raylingvo.actors.spill import SpillFolder
 from raylingvo.data.paths import data_root
-from raylingvo.experiment import Experiment, Policy, RoleResources
 
+# Actors import this module before they know on which device they are to work: it must not import JAX.
 if TYPE_CHECKING:
     from raylingvo.actors.outbox import Snapshot
     from raylingvo.actors.reader import Arrival
+    from raylingvo.actors.trainer import Trainer
+    from raylingvo.experiment import Experiment, Policy, RoleResources
 
 # A long poll returns empty-handed after this long, so that nobody waits for ever for an actor that is gone.
 POLL_SECONDS = 20.0
 REPLY_SECONDS = 60.0  # how long a role waits for another's answer before it gives up
+PAYLOAD_SECONDS = 1800.0  # and for weights, which may have to cross a network
 
 
 def fetch(ref: Any, timeout: float = REPLY_SECONDS) -> Any:
@@ -47,11 +50,13 @@ class Job:
         self.import_paths = [path for path in sys.path if path]
         self.environment = {"RAYLINGVO_DATA": str(data_root())}
 
-    def enter(self, resources: RoleResources, niceness: int) -> Experiment:
+    def enter(self, platform: Mapping[str, str], niceness: int) -> Experiment:
         """In the role's process, before JAX is imported: makes the process the role's, returns the experiment."""
-        os.environ.update(self.environment, **_platform(resources))
+        os.environ.update(self.environment, **platform)
         sys.path.extend(path for path in self.import_paths if path not in sys.path)
         os.nice(niceness)
+        from raylingvo.experiment import Experiment
+
         return config.load(self.config, Experiment)
 
 
@@ -73,6 +78,7 @@ class StoreActor:
         self._spilling = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._results: list[dict[str, Any]] = []
+        self._failure: Exception | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -98,18 +104,20 @@ class StoreActor:
     async def _settle(self, trainer: Any, step: int, whole: Any) -> None:
         try:
             await whole
-        except RayError:  # the Trainer died meanwhile
+            trainer.release.remote(step)
+            self._store.arrived(step)
+            async with self._spilling:  # one at a time, or two would move the same
+                for entry in self._store.overflow():
+                    path = await asyncio.to_thread(self._spill_payload, entry.step, entry.payload)
+                    self._store.moved(entry.step, path, on_disk=True)
+        except RayActorError:  # the Trainer died before it had handed the snapshot over
             self._store.lost(step)
-            await self._wake()
-            return
-        trainer.release.remote(step)
-        async with self._spilling:  # one at a time, or two would move the same
-            for entry in self._store.overflow():
-                path = await asyncio.to_thread(self._spill_payload, entry.step, entry.payload)
-                self._store.moved(entry.step, path, on_disk=True)
+        except Exception as error:  # a full disk or object store: nobody awaits this task, so `results` raises it
+            self._failure = error
+        await self._wake()
 
     def _spill_payload(self, step: int, payload: list[Any]) -> Path:
-        return self._spill.write(step, fetch(payload[0]))
+        return self._spill.write(step, fetch(payload[0], PAYLOAD_SECONDS))
 
     async def lost(self, step: int) -> None:
         self._store.lost(step)
@@ -123,10 +131,11 @@ class StoreActor:
                 entry = self._store.take(name)
         if entry is None:
             return {"end": self._store.finished(name)}
-        async with self._spilling:
-            if entry.on_disk:
-                arrays = await asyncio.to_thread(self._spill.read, entry.payload)
-                self._store.moved(entry.step, [ray.put(arrays)], on_disk=False)
+        if entry.on_disk:
+            async with self._spilling:
+                if entry.on_disk:  # another reader may have had it brought back meanwhile
+                    arrays = await asyncio.to_thread(self._spill.read, entry.payload)
+                    self._store.moved(entry.step, [ray.put(arrays)], on_disk=False)
         return {"step": entry.step, "time": entry.time, "weights": entry.payload}
 
     async def done(self, name: str, step: int, metrics: dict[str, float]) -> None:
@@ -135,23 +144,29 @@ class StoreActor:
         await self._wake()
 
     async def results(self, seen: int) -> list[dict[str, Any]]:
-        """Long poll of the driver: the results after the first `seen`."""
+        """Long poll of the driver: the results after the first `seen`. Raises what went wrong in the background."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(POLL_SECONDS), self._changed:
-                await self._changed.wait_for(lambda: len(self._results) > seen)
+                await self._changed.wait_for(lambda: len(self._results) > seen or self._failure)
+        if self._failure is not None:
+            raise self._failure
         return self._results[seen:]
 
     async def newest_state(self) -> dict[str, Any] | None:
         newest = self._store.newest_state()
         return newest and {"step": newest[0], "weights": newest[1][0], "rest": newest[1][1]}
 
-    async def close(self) -> None:
-        """No snapshot will follow."""
-        self._store.close()
+    async def close(self, last_step: int) -> None:
+        """No snapshot will follow that of `last_step`."""
+        self._store.close(last_step)
         await self._wake()
 
     async def status(self) -> dict[str, Any]:
         return self._store.status()
+
+    async def shutdown(self) -> None:
+        """Removes what lies on disk; to be called before the actor is killed, which runs no clean-up."""
+        self._spill.close()
 
     async def _wake(self) -> None:
         async with self._changed:
@@ -161,32 +176,47 @@ class StoreActor:
 class TrainerActor:
     """The Trainer. `run` occupies one thread; the other methods are answered by others meanwhile."""
 
-    def __init__(self, job: Job, resources: RoleResources, store: Any):
-        self._run = job.run
-        experiment = job.enter(resources, niceness=0)
-        from raylingvo.actors.trainer import Trainer
-
-        self._trainer = Trainer(experiment, Path(job.logdir), _Publisher(store))
+    def __init__(self, job: Job, platform: Mapping[str, str], store: Any):
+        self._job = job
+        self._platform = platform
+        self._store = store
+        self._trainer: Trainer | None = None
+        self._stop_request: bool | None = None  # whether the run will be resumed
 
     def __repr__(self) -> str:
-        return f"Trainer({self._run})"
+        return f"Trainer({self._job.run})"
 
     def run(self) -> dict[str, Any]:
-        return self._trainer.run()
+        """Trains; returns what Trainer.run does, and its last status.
 
-    def status(self) -> dict[str, Any]:
-        return self._trainer.status()
+        What fails in here, the import of the user's modules too, is the run's failure and not the death of a role.
+        """
+        experiment = self._job.enter(self._platform, niceness=0)
+        from raylingvo.actors.trainer import Trainer
 
-    def stop(self, reason: str, resumable: bool) -> None:
-        self._trainer.stop(reason, resumable=resumable)
+        self._trainer = Trainer(experiment, Path(self._job.logdir), _Publisher(self._store))
+        if self._stop_request is not None:
+            self._trainer.stop(resumable=self._stop_request)
+        result = self._trainer.run()
+        return {**result, "status": self._trainer.status()}
+
+    def status(self) -> dict[str, Any] | None:
+        return self._trainer and self._trainer.status()
+
+    def stop(self, resumable: bool) -> None:
+        self._stop_request = resumable
+        if self._trainer is not None:
+            self._trainer.stop(resumable=resumable)
 
     def snapshot(self, step: int) -> tuple[Any, Any, bool]:
         """(weights, rest or None, True). The last, being small, tells its owner that all of them are there."""
+        assert self._trainer is not None  # it has announced the step
         snapshot = self._trainer.snapshot(step)
         rest = None if snapshot.rest is None else (snapshot.rest, snapshot.position)
         return snapshot.weights, rest, True
 
     def release(self, step: int) -> None:
+        assert self._trainer is not None
         self._trainer.release(step)
 
 
@@ -203,34 +233,40 @@ class _Publisher:
     def newest_state(self) -> tuple[int, Snapshot] | None:
         from raylingvo.actors.outbox import Snapshot
 
-        newest = fetch(self._store.newest_state.remote())
-        if newest is None:
-            return None
-        weights, (rest, position) = fetch([newest["weights"][0], newest["rest"][0]])
-        return newest["step"], Snapshot(weights, rest, position)
+        while (newest := fetch(self._store.newest_state.remote())) is not None:
+            try:
+                weights, (rest, position) = fetch([newest["weights"][0], newest["rest"][0]], PAYLOAD_SECONDS)
+            except GetTimeoutError:
+                raise
+            except RayError:  # the machine that held it is gone
+                fetch(self._store.lost.remote(newest["step"]))
+                continue
+            return newest["step"], Snapshot(weights, rest, position)
+        return None
 
 
 class ReaderActor:
     """An Evaler or a Decoder."""
 
-    def __init__(self, kind: str, dataset: str, name: str, job: Job, resources: RoleResources, store: Any):
-        self._label = f"{kind.capitalize()}({job.run}, {dataset})"
-        # On one machine training goes first. Accelerators do not care.
-        self._experiment = job.enter(resources, niceness=5)
-        self._arguments = dataset, Path(job.logdir)
+    def __init__(self, kind: str, dataset: str, name: str, job: Job, platform: Mapping[str, str], store: Any):
         self._kind = kind
+        self._dataset = dataset
+        self._job = job
+        self._platform = platform
         self._feed = _Feed(store, name)
 
     def __repr__(self) -> str:
-        return self._label
+        return f"{self._kind.capitalize()}({self._job.run}, {self._dataset})"
 
     def run(self) -> None:
         """Works until the store says that nothing will follow."""
+        # On one machine training goes first. Accelerators do not care.
+        experiment = self._job.enter(self._platform, niceness=5)
         if self._kind == "evaler":
             from raylingvo.actors.evaler import Evaler as Role
         else:
             from raylingvo.actors.decoder import Decoder as Role
-        with contextlib.closing(Role(self._experiment, *self._arguments)) as role:
+        with contextlib.closing(Role(experiment, self._dataset, Path(self._job.logdir))) as role:
             role.follow(self._feed)
 
 
@@ -251,10 +287,8 @@ class _Feed:
                     return None
                 continue
             try:
-                weights = fetch(reply["weights"][0])
-            except GetTimeoutError:
-                raise
-            except RayError:  # the Trainer died before it had handed them over
+                weights = fetch(reply["weights"][0], PAYLOAD_SECONDS)
+            except (RayActorError, ObjectLostError):  # the Trainer died before it had handed them over
                 fetch(self._store.lost.remote(reply["step"]))
                 continue
             return Arrival(reply["step"], reply["time"], weights)
@@ -265,19 +299,23 @@ class _Feed:
 
 def start_store(run: str, *, max_bytes: int, max_count: int) -> Any:
     """Starts the SnapshotStore of a run."""
-    options = {"num_cpus": 0, "name": f"SnapshotStore({run})", "max_concurrency": 1000}
+    options = {"num_cpus": 0, "max_concurrency": 1000}
     return ray.remote(StoreActor).options(**options).remote(run, max_bytes, max_count)
 
 
 def start_trainer(job: Job, resources: RoleResources, store: Any) -> Any:
     """Starts the Trainer's actor; `run` starts training."""
     options = {**_options(resources), "max_concurrency": 8}
-    return ray.remote(TrainerActor).options(**options).remote(job, resources, store)
+    return ray.remote(TrainerActor).options(**options).remote(job, _platform(resources), store)
 
 
 def start_reader(kind: str, dataset: str, name: str, job: Job, resources: RoleResources, store: Any) -> Any:
     """Starts the actor of an Evaler or Decoder (`kind`: evaler, decoder), known to the store as `name`."""
-    return ray.remote(ReaderActor).options(**_options(resources)).remote(kind, dataset, name, job, resources, store)
+    return (
+        ray.remote(ReaderActor)
+        .options(**_options(resources))
+        .remote(kind, dataset, name, job, _platform(resources), store)
+    )
 
 
 def _options(resources: RoleResources) -> Mapping[str, Any]:

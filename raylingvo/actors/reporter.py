@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -10,41 +11,45 @@ from typing import Any
 
 from raylingvo.monitor.metrics_log import MetricsLog, read_metrics
 
+# Reports that may wait for a slow disk: a few MB, and half an hour if there is one every two seconds.
+_MAX_PENDING = 1000
+
 
 class Reporter:
-    """Writes train/metrics.jsonl in a thread of its own: a slow disk delays no step.
+    """Writes train/metrics.jsonl in order, in a thread of its own: a slow disk delays no step.
 
-    A failed write is raised by the next call, at the latest by `close`. `last` is the newest report; it travels with
-    every snapshot, so that one that was announced but not yet written is written by the Trainer that resumes from it.
+    Only when `_MAX_PENDING` reports wait for the disk does the next one wait too. A failed write is raised by the first
+    call after it has failed, at the latest by `close`. `last` is the newest report; it travels with every snapshot, so
+    that one that was announced but not yet written is written by the Trainer that resumes from it.
     """
 
     def __init__(self, directory: Path, *, last_step: int, last: Mapping[str, Any] | None):
         self._log = MetricsLog(directory, last_step=last_step)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="report")
-        self._written: Future[None] | None = None
+        self._pending: deque[Future[None]] = deque()  # in the order of the reports
         self.last = dict(last) if last else None
         if self.last and self.last["step"] not in {record["step"] for record in read_metrics(directory)}:
             self._submit(self.last)
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the metrics of the steps since the last report."""
-        self._raise_error()
+        while self._pending and (self._pending[0].done() or len(self._pending) >= _MAX_PENDING):
+            self._pending.popleft().result()
         self.last = {"step": step, "time": time.time(), "metrics": dict(metrics)}
         self._submit(self.last)
 
     def close(self) -> None:
+        """Waits until all reports are on disk, and ends the thread; raises the error of a write."""
         try:
-            self._raise_error()
+            while self._pending:
+                self._pending.popleft().result()
         finally:
             self._executor.shutdown()
             self._log.close()
 
     def _submit(self, report: Mapping[str, Any]) -> None:
-        self._written = self._executor.submit(self._log.write, report["step"], report["metrics"], time=report["time"])
-
-    def _raise_error(self) -> None:
-        if self._written is not None:
-            self._written.result()
+        write = self._executor.submit(self._log.write, report["step"], report["metrics"], time=report["time"])
+        self._pending.append(write)
 
 
 class StepClock:

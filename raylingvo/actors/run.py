@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from raylingvo.errors import RequestError
 from raylingvo.experiment import Experiment
 from raylingvo.monitor.live import View, open_view
 from raylingvo.monitor.metrics_log import read_metrics
+
+_WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class RunFailed(RuntimeError):
@@ -61,6 +63,8 @@ def run(
             view or open_view() as shown,
         ):
             _check_resources(experiment, address)
+            if ray.cluster_resources().get("GPU") and not experiment.resources.trainer.num_gpus:
+                shown.event("there are GPUs that no role asks for: --set resources.trainer.num_gpus=1")
             home.begin(list(sys.argv), dashboard=dashboard)
             job = remote.Job(home.info["id"], experiment, home.path)
             supervisor = Supervisor(experiment, job, home.path, shown, dashboard)
@@ -109,6 +113,8 @@ def _last_metrics(directory: Path) -> dict[str, Any]:
 def _cluster(address: str | None) -> Iterator[str | None]:
     """Ray, as asked for: the cluster at `address`, the one this process is connected to, or one of our own."""
     if ray.is_initialized():
+        if address is not None:
+            raise RequestError(f"--address {address}: this process is connected to a Ray cluster already")
         yield None  # whoever initialised it has been told the dashboard's address
         return
     # No reports to anybody unless the user has asked for them.
@@ -117,7 +123,8 @@ def _cluster(address: str | None) -> Iterator[str | None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         # "local" and not the default: never join somebody else's cluster by accident.
-        context = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
+        with _blocked(_WATCHED):
+            context = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if address is None:
             raise
@@ -126,6 +133,20 @@ def _cluster(address: str | None) -> Iterator[str | None]:
         yield context.dashboard_url
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Blocks signals for this thread and, for ever, for the processes and threads it starts meanwhile.
+
+    A terminal, `timeout` and batch systems signal the whole process group. Ray's processes are to outlive that: they
+    end when this one has written its checkpoint, or by the kernel when it dies. (Ray does so for SIGINT only.)
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 @contextlib.contextmanager
@@ -138,9 +159,8 @@ def _signals() -> Iterator[Callable[[], str | None]]:
             raise KeyboardInterrupt(f"{signal.Signals(number).name} after {received[0]}")
         received.append(signal.Signals(number).name)
 
-    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    if threading.current_thread() is not threading.main_thread():
-        watched = ()  # only the main thread may; its owner will stop us in another way
+    # Only the main thread may; the owner of another will stop us in another way.
+    watched = _WATCHED if threading.current_thread() is threading.main_thread() else ()
     # After ray.init, which sets a handler of its own for SIGTERM.
     previous = {number: signal.signal(number, note) for number in watched}
     try:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raylingvo.experiment import Policy
+if TYPE_CHECKING:  # the store's process needs no JAX
+    from raylingvo.experiment import Policy
 
 
 @dataclasses.dataclass
 class Entry:
-    """The weights of one step. `payload` is whatever leads to them: references in memory, or a place on disk."""
+    """The weights of one step. `payload` is whatever leads to them: references in memory, or a place on disk.
+
+    `state` leads to the rest of the train state, if it was taken. Readers may have an entry before it is `whole`: they
+    wait for the object itself. Nobody resumes from it before.
+    """
 
     step: int
     payload: Any
     nbytes: int
     time: float  # Unix seconds at the end of the step
+    state: Any = None
+    state_nbytes: int = 0
+    whole: bool = False
     on_disk: bool = False
     pinned_by: set[str] = dataclasses.field(default_factory=set)
 
@@ -49,7 +57,7 @@ class SnapshotStore:
         self._delete = delete
         self.max_bytes = max_bytes
         self.max_count = max_count
-        self.closed = False
+        self._last_step: int | None = None
         self._published: set[int] = set()
         self._entries: dict[int, Entry] = {}
         self._readers: dict[str, Reader] = {}
@@ -68,13 +76,24 @@ class SnapshotStore:
     def add(
         self, step: int, payload: Any, nbytes: int, time: float, *, state: Any = None, state_nbytes: int = 0
     ) -> None:
-        """A new snapshot; a second one of a step replaces the first. `state`: the rest of the train state, if taken."""
+        """A new snapshot, on its way; a second one of a step replaces the first."""
         self._published.add(step)
-        previous = self._entries.get(step)
-        self._entries[step] = Entry(step, payload, nbytes, time, pinned_by=previous.pinned_by if previous else set())
-        if state is not None and (self._state is None or step >= self._state.step):
-            self._state = Entry(step, (payload, state), nbytes + state_nbytes, time)
+        entry = Entry(step, payload, nbytes, time, state, state_nbytes)
+        if (previous := self._entries.get(step)) is not None:
+            entry.pinned_by = previous.pinned_by
+            if previous.on_disk:
+                self._delete(previous.payload)
+        self._entries[step] = entry
         self._drop_unneeded()
+
+    def arrived(self, step: int) -> None:
+        """The snapshot of `step` is whole: from now on it does not need the Trainer any more."""
+        if (entry := self._entries.get(step)) is not None:
+            entry.whole = True
+            if entry.state is not None and (self._state is None or step >= self._state.step):
+                self._state = dataclasses.replace(entry)
+            entry.state, entry.state_nbytes = None, 0  # only the newest is kept
+            self._drop_unneeded()
 
     def lost(self, step: int) -> None:
         """The payload of `step` turned out to be unreadable: its owner died before it was complete."""
@@ -108,9 +127,17 @@ class SnapshotStore:
         self._unpin(name, reader)
         self._drop_unneeded()
 
-    def close(self) -> None:
-        """No snapshot will follow: readers of policy `last` get the newest one; all end when they have seen theirs."""
-        self.closed = True
+    def close(self, last_step: int) -> None:
+        """No snapshot will follow that of `last_step`, which may still be announced.
+
+        Readers of policy `last` get that one, and all end when they have seen theirs.
+        """
+        self._last_step = last_step
+
+    @property
+    def closed(self) -> bool:
+        """Whether all snapshots are here."""
+        return self._last_step in self._published
 
     def has_work(self, name: str) -> bool:
         """Whether `take` would give reader `name` a snapshot."""
@@ -122,17 +149,18 @@ class SnapshotStore:
 
     def newest_state(self) -> tuple[int, Any] | None:
         """(step, (weights, rest)) payloads of the newest whole train state, or None if there is none."""
-        return (self._state.step, self._state.payload) if self._state else None
+        return (self._state.step, (self._state.payload, self._state.state)) if self._state else None
 
     def overflow(self) -> list[Entry]:
         """What must move to disk to respect the budget, oldest first: waited for, but neither pinned nor newest."""
         kept = [entry for _, entry in sorted(self._entries.items()) if not entry.on_disk]
+        stays = {kept[-1].step, self._newest_whole()} if kept else set()
         nbytes = self.nbytes
         moved = []
-        for i, entry in enumerate(kept[:-1]):
+        for entry in kept:
             if nbytes <= self.max_bytes and len(kept) - len(moved) <= self.max_count:
                 break
-            if not entry.pinned_by and not self._holds_state(kept[i]):
+            if entry.whole and entry.step not in stays and not entry.pinned_by and not self._holds_state(entry):
                 moved.append(entry)
                 nbytes -= entry.nbytes
         return moved
@@ -146,24 +174,21 @@ class SnapshotStore:
     @property
     def nbytes(self) -> int:
         """Bytes held in memory."""
-        weights = sum(entry.nbytes for entry in self._entries.values() if not entry.on_disk)
-        if self._state is None:
-            return weights
-        shared = self._entries.get(self._state.step)
-        return weights + self._state.nbytes - (shared.nbytes if shared and not shared.on_disk else 0)
+        weights = {entry.step: entry.nbytes for entry in self._entries.values() if not entry.on_disk}
+        states = {entry.step: entry.state_nbytes for entry in self._entries.values()}
+        if self._state is not None:
+            weights[self._state.step] = self._state.nbytes
+            states[self._state.step] = self._state.state_nbytes
+        return sum(weights.values()) + sum(states.values())
 
     def status(self) -> dict[str, Any]:
         """Counts for the live table: of the store, and of each reader."""
-        newest = max(self._entries.values(), key=lambda entry: entry.step, default=None)
         return {
             "held": sum(not entry.on_disk for entry in self._entries.values()),
             "on_disk": sum(entry.on_disk for entry in self._entries.values()),
             "bytes": self.nbytes,
-            "max_bytes": self.max_bytes,
-            "newest_step": newest and newest.step,
             "readers": {
                 name: {
-                    "policy": reader.policy,
                     "working_on": reader.working_on,
                     "done": reader.finished_here,
                     "skipped": reader.skipped,
@@ -191,13 +216,16 @@ class SnapshotStore:
         reader.working_on = None
 
     def _drop_unneeded(self) -> None:
-        newest = max(self._entries, default=None)
+        stays = {max(self._entries, default=None), self._newest_whole()}
         for step, entry in list(self._entries.items()):
             waited_for = any(self._waits_for(reader, entry) for reader in self._readers.values())
-            if step != newest and not entry.pinned_by and not waited_for:
+            if step not in stays and entry.whole and not entry.pinned_by and not waited_for:
                 del self._entries[step]
                 if entry.on_disk:
                     self._delete(entry.payload)
+
+    def _newest_whole(self) -> int | None:
+        return max((step for step, entry in self._entries.items() if entry.whole), default=None)
 
     def _holds_state(self, entry: Entry) -> bool:
         return self._state is not None and self._state.step == entry.step

@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
+from rich.text import Text
 
 from raylingvo.actors import remote
+from raylingvo.actors.reader_role import ReaderRole, reader_roles
 from raylingvo.errors import RequestError
-from raylingvo.experiment import Experiment, Reading, RoleResources
+from raylingvo.experiment import Experiment
 from raylingvo.monitor.live import View
 from raylingvo.monitor.metrics_log import read_metrics
-from raylingvo.monitor.status import ReaderStatus, Status, TrainerStatus
+from raylingvo.monitor.status import Status, TrainerStatus
 from raylingvo.training import checkpoints, early_stop
 
 TICK_SECONDS = 0.5  # how often the live view is brought up to date
 
 Ending = Literal["finished", "interrupted", "failed"]
-
-
-@dataclasses.dataclass
-class _Role:
-    """An Evaler or Decoder, through its lives."""
-
-    kind: Literal["evaler", "decoder"]
-    dataset: str
-    reading: Reading
-    resources: RoleResources
-    actor: Any = None
-    ended: Literal["finished", "failed"] | None = None
-    restarts: int = 0
-    step: int | None = None
-    lag_steps: int | None = None
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind.capitalize()}({self.dataset})"
-
-    @property
-    def folder(self) -> str:
-        return f"{'eval' if self.kind == 'evaler' else 'decode'}_{self.dataset}"
 
 
 class Supervisor:
@@ -56,7 +34,7 @@ class Supervisor:
         self._logdir = logdir
         self._view = view
         self._dashboard = dashboard
-        self._start = time.monotonic()
+        self._started = time.monotonic()
         self._pending: dict[ray.ObjectRef, Callable[[ray.ObjectRef], None]] = {}
         self._trainer_status: dict[str, Any] = {"state": "starting", "step": 0}
         self._store_status: dict[str, Any] = {}
@@ -66,20 +44,15 @@ class Supervisor:
         self._asked_to_stop: str | None = None
         self._resumable = False
         self._trainer: Any = None
-        self._trainer_failed = False
-        self._last_tick = self._start
+        self._trainer_is_lost = False
+        self._last_tick = self._started
         self.failures: list[tuple[str, str]] = []  # (message, traceback)
         self.first_step_time: float | None = None
-        resources = experiment.resources
-        self._roles = {
-            role.name: role
-            for role in (
-                *(_Role("evaler", name, reading, resources.evaler) for name, reading in experiment.eval.items()),
-                *(_Role("decoder", name, reading, resources.decoder) for name, reading in experiment.decode.items()),
-            )
-        }
+        self._roles = reader_roles(experiment)
         snapshots = experiment.train.snapshots
-        self._store = remote.start_store(job.run, max_bytes=snapshots.max_bytes, max_count=snapshots.max_count)
+        # Beyond half of Ray's own store, Ray would move objects to disk before we do.
+        max_bytes = min(snapshots.max_bytes, int(ray.cluster_resources().get("object_store_memory", 0) / 2))
+        self._store = remote.start_store(job.run, max_bytes=max_bytes, max_count=snapshots.max_count)
 
     def wait(self, stop_request: Callable[[], str | None]) -> tuple[Ending, str]:
         """Runs to the end: (how it ended, why). `stop_request` gives a reason once the run should be interrupted.
@@ -87,25 +60,46 @@ class Supervisor:
         Raises RequestError if a role finds the request wrong (corrupt data, say).
         """
         try:
-            # All of them before the first snapshot: one of policy `every` must not miss it.
-            for role in self._roles.values():
-                remote.fetch(self._register(role))
-            self._start_trainer()
-            self._watch(self._store.results.remote(0), self._on_results)
-            while not self._over():
-                ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=TICK_SECONDS)
-                for ref in ready:
-                    self._pending.pop(ref)(ref)
-                if (reason := stop_request()) is not None:
-                    self._stop(reason, resumable=True)
-                self._tick()
-            self._last_news()
+            if self._start():
+                self._watch_over(stop_request)
             return self._ending()
         finally:
             self._show()
-            for actor in (self._trainer, self._store, *(role.actor for role in self._roles.values())):
-                if actor is not None:
-                    ray.kill(actor)
+            self._kill_roles()
+
+    def _start(self) -> bool:
+        """Starts store and Trainer. False, and a failure recorded, if the store cannot be reached."""
+        self._new_trainer()  # its process starts while the store's does
+        registered = [self._register(role) for role in self._roles.values()]
+        try:
+            # All of them before the first snapshot: one of policy `every` must not miss it.
+            for ref in registered:
+                remote.fetch(ref)
+        except RayError as error:
+            self._record_failure("the SnapshotStore did not start", error)
+            return False
+        self._run_trainer()
+        self._watch(self._store.results.remote(0), self._on_results)
+        self._stop_early()  # an earlier run in this logdir may have come to that decision, and died
+        return True
+
+    def _watch_over(self, stop_request: Callable[[], str | None]) -> None:
+        while not self._over():
+            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=TICK_SECONDS)
+            for ref in ready:
+                self._pending.pop(ref)(ref)
+            if (reason := stop_request()) is not None:
+                self._stop(reason, resumable=True)
+            self._tick()
+        self._last_news()
+
+    def _kill_roles(self) -> None:
+        for actor in (self._trainer, *(role.actor for role in self._roles.values())):
+            if actor is not None:
+                ray.kill(actor)
+        with contextlib.suppress(RayError):  # it may be what failed
+            remote.fetch(self._store.shutdown.remote())
+        ray.kill(self._store)
 
     @property
     def trained(self) -> dict[str, Any]:
@@ -114,51 +108,61 @@ class Supervisor:
 
     # -- the Trainer ---------------------------------------------------------------------------------------------------
 
-    def _start_trainer(self) -> None:
+    def _new_trainer(self) -> None:
         self._trainer = remote.start_trainer(self._job, self._experiment.resources.trainer, self._store)
+
+    def _run_trainer(self) -> None:
         self._watch(self._trainer.run.remote(), self._on_trainer_end)
 
     def _on_trainer_end(self, ref: ray.ObjectRef) -> None:
         try:
             trained = remote.fetch(ref)
         except RayTaskError as error:
-            self._fail("the Trainer failed", error)
-        except RayActorError as error:
+            self._trainer_failed("the Trainer failed", error)
+        except RayError as error:  # killed: by hand, by the system, for its memory, with its machine
             if self._restarts >= self._experiment.train.max_restarts:
-                self._fail(f"the Trainer died {self._restarts + 1} times", error)
+                self._trainer_failed(f"the Trainer died {self._restarts + 1} times", error)
                 return
             self._restarts += 1
             self._view.event(f"the Trainer died; started again ({self._restarts}): {_line(error)}")
-            self._start_trainer()
+            self._new_trainer()
             if self._asked_to_stop:
-                self._trainer.stop.remote(self._asked_to_stop, self._resumable)
+                self._trainer.stop.remote(self._resumable)
+            self._run_trainer()
         else:
+            self._note_trainer_status(trained.pop("status"))
             self._trained = trained
-            self._trainer_status.update(state="finished", step=trained["step"])
-            self._store.close.remote()
-            self._start_roles()
+            self._store.close.remote(trained["step"])
+            if not self._resumable:
+                self._start_roles()
 
     def _on_trainer_status(self, ref: ray.ObjectRef) -> None:
         try:
             status = remote.fetch(ref)
         except RayError:
             return  # it died: _on_trainer_end deals with that
+        if status is None or self._trained is not None:
+            return  # not there yet, or its last word has been heard
+        self._note_trainer_status(status)
+        if self.first_step_time:  # not before, so that the other roles do not slow the first step down
+            self._start_roles()
+
+    def _note_trainer_status(self, status: dict[str, Any]) -> None:
         for event in status.pop("events"):
             self._view.event(event)
         self._trainer_status = status
         self.first_step_time = self.first_step_time or status["first_step_time"]
-        if self.first_step_time:  # so that the other roles do not slow the first step down
-            self._start_roles()
 
     def _stop(self, reason: str, *, resumable: bool) -> None:
-        if self._asked_to_stop is None:
+        """Ends training. A request to interrupt the run also ends what an earlier decision to finish it waits for."""
+        if self._asked_to_stop is None or (resumable and not self._resumable):
             self._asked_to_stop, self._resumable = reason, resumable
             self._view.event(f"stopping: {reason}")
-            self._trainer.stop.remote(reason, resumable)
+            self._trainer.stop.remote(resumable)
 
     # -- Evalers and Decoders ------------------------------------------------------------------------------------------
 
-    def _register(self, role: _Role) -> ray.ObjectRef:
+    def _register(self, role: ReaderRole) -> ray.ObjectRef:
         done = [record["step"] for record in read_metrics(self._logdir / role.folder)]
         return self._store.register.remote(role.name, role.reading.policy, done)
 
@@ -167,16 +171,16 @@ class Supervisor:
             if role.actor is None and role.ended is None:
                 self._start_role(role)
 
-    def _start_role(self, role: _Role) -> None:
+    def _start_role(self, role: ReaderRole) -> None:
         role.actor = remote.start_reader(role.kind, role.dataset, role.name, self._job, role.resources, self._store)
         self._watch(role.actor.run.remote(), lambda ref: self._on_role_end(role, ref))
 
-    def _on_role_end(self, role: _Role, ref: ray.ObjectRef) -> None:
+    def _on_role_end(self, role: ReaderRole, ref: ray.ObjectRef) -> None:
         try:
             remote.fetch(ref)
         except RayTaskError as error:
             self._lose(role, f"{role.name} failed", error)
-        except RayActorError as error:
+        except RayError as error:
             if role.restarts >= role.reading.max_restarts:
                 self._lose(role, f"{role.name} died {role.restarts + 1} times", error)
                 return
@@ -187,18 +191,20 @@ class Supervisor:
         else:
             role.ended = "finished"
 
-    def _lose(self, role: _Role, what: str, error: RayError) -> None:
+    def _lose(self, role: ReaderRole, what: str, error: RayError) -> None:
         """Training goes on without this role; the run will have failed."""
         role.ended = "failed"
         self._store.unregister.remote(role.name)
+        if role.step is None and not role.restarts:
+            _raise_if_request_error(error)  # it has never worked: better to say so now than when training is over
         self._record_failure(f"{what}; training goes on without it", error)
 
     def _on_results(self, ref: ray.ObjectRef) -> None:
         try:
             results = remote.fetch(ref)
         except RayError as error:
-            self._fail("the SnapshotStore died", error)
-            self._stop("the SnapshotStore died", resumable=True)
+            self._record_failure("the SnapshotStore failed", error)
+            self._stop("the SnapshotStore failed", resumable=True)
             return
         self._num_results += len(results)
         self._watch(self._store.results.remote(self._num_results), self._on_results)
@@ -224,7 +230,7 @@ class Supervisor:
 
     def _over(self) -> bool:
         if self._trained is None:
-            return self._trainer_failed  # a reader that failed does not end training
+            return self._trainer_is_lost  # a reader that failed does not end training
         return self._resumable or all(role.ended for role in self._roles.values())
 
     def _ending(self) -> tuple[Ending, str]:
@@ -234,18 +240,16 @@ class Supervisor:
             return "interrupted", self._asked_to_stop or ""
         return "finished", self._asked_to_stop or f"reached max_steps {self._experiment.train.max_steps}"
 
-    def _fail(self, what: str, error: RayError) -> None:
+    def _trainer_failed(self, what: str, error: RayError) -> None:
         self._trainer_status["state"] = "failed"
-        self._trainer_failed = True
+        self._trainer_is_lost = True
+        _raise_if_request_error(error)
         self._record_failure(what, error)
 
     def _record_failure(self, what: str, error: RayError) -> None:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, RequestError):
-            raise cause from error
-        message = f"{what}: {_line(cause or error)}"
+        message = f"{what}: {_line(getattr(error, 'cause', None) or error)}"
         self._view.event(message)
-        self.failures.append((message, str(error)))
+        self.failures.append((message, _plain(str(error))))
 
     def _tick(self) -> None:
         """Asks the Trainer and the store for news, unless an answer is still to come, and shows what is known."""
@@ -288,37 +292,30 @@ class Supervisor:
             "run": self._job.run,
             "experiment": self._experiment.name,
             "dashboard": self._dashboard,
-            "elapsed": time.monotonic() - self._start,
+            "elapsed": time.monotonic() - self._started,
             "trainer": {key: trainer[key] for key in TrainerStatus.__annotations__},  # type: ignore[typeddict-item]
-            "readers": [self._reader_status(role) for role in self._roles.values()],
+            "readers": [role.status(self._store_status) for role in self._roles.values()],
             "store": {**store, "max_bytes": self._experiment.train.snapshots.max_bytes},
         }
         self._view.update(status)
-
-    def _reader_status(self, role: _Role) -> ReaderStatus:
-        known = self._store_status.get("readers", {}).get(role.name, {})
-        working = "working" if known.get("working_on") is not None else "waiting"
-        return {
-            "name": role.name,
-            "role": role.kind,
-            "dataset": role.dataset,
-            "policy": role.reading.policy,
-            "state": role.ended or ("starting" if role.actor is None else working),
-            "step": role.step,
-            "lag_steps": role.lag_steps,
-            "lag_seconds": role.metrics.get("lag_seconds"),
-            "done": known.get("done", 0),
-            "skipped": known.get("skipped", 0),
-            "waiting": known.get("waiting", 0),
-            "metrics": role.metrics,
-            "restarts": role.restarts,
-        }
 
 
 _NO_TRAINER_STATUS = dict.fromkeys(TrainerStatus.__annotations__) | {"skipped_updates": 0, "rollbacks": 0}
 
 
-def _line(error: BaseException | None) -> str:
+def _raise_if_request_error(error: RayError) -> None:
+    """Raises the RequestError that a role raised, if that is what ended it."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, RequestError):
+        raise cause from None
+
+
+def _line(error: BaseException) -> str:
     """The error in one line."""
-    lines = str(error).strip().splitlines() or [""]
+    lines = _plain(str(error)).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"
+
+
+def _plain(text: str) -> str:
+    """Without the colours that Ray puts into tracebacks."""
+    return Text.from_ansi(text).plain

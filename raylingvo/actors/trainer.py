@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,7 +53,7 @@ class Trainer:
         self._settings = experiment.train
         self._logdir = logdir
         self._store = store
-        self._stop_reason: str | None = None
+        self._stopping = False
         self._resumable = False
         self._copier = HostCopier()
         self._outbox = Outbox()
@@ -63,13 +64,13 @@ class Trainer:
         self._events: list[str] = []
         self._events_lock = threading.Lock()
 
-    def stop(self, reason: str, *, resumable: bool) -> None:
+    def stop(self, *, resumable: bool) -> None:
         """Asks `run` to finish its step, publish it, write a checkpoint and return.
 
         resumable: the run will be continued later; otherwise this is its end.
         """
         self._resumable = resumable
-        self._stop_reason = self._stop_reason or reason
+        self._stopping = True
 
     def snapshot(self, step: int) -> Snapshot:
         """The announced snapshot of `step`, to be copied before `release`. Raises KeyError if there is none."""
@@ -99,14 +100,14 @@ class Trainer:
         }
 
     def run(self) -> dict[str, Any]:
-        """Trains until max_steps or `stop`; returns {"step", "stop_reason", "steps_per_second", "examples_per_second"}.
+        """Trains until max_steps or `stop`; returns {"step", "steps_per_second", "examples_per_second"}.
 
-        stop_reason is None at max_steps. Raises TrainingFailed, and what the task, the data and the disk raise.
+        Raises TrainingFailed, and what the task, the data and the disk raise.
         """
         with contextlib.ExitStack() as resources:
             self._start(resources)
             previous = None
-            while self._step < self._settings.max_steps and self._stop_reason is None:
+            while self._step < self._settings.max_steps and not self._stopping:
                 batch = self._next_batch()
                 self._state, nonfinite_in_a_row = self._train_step(self._state, batch)
                 self._step += 1
@@ -141,12 +142,13 @@ class Trainer:
         self._train_step = self._lowered.compile()
 
         checkpoints.clean(self._logdir)
-        restored = self._newest_state()
+        restored = next(self._saved_states(), None)
         last_report, published = None, False
         if restored is not None:
             state, position, published = restored
             self._input.restore(position["input"])
             last_report = position["last_report"]
+            self._rollbacks, self._skipped_updates = position["rollbacks"], position["skipped_updates"]
         self._state = state
         self._step = int(state.step)
         # What the store or the disk does not have of this step is given to it at the end, if there is no further step.
@@ -190,8 +192,9 @@ class Trainer:
         if self._rollbacks >= self._settings.max_rollbacks:
             raise TrainingFailed(f"{where}, after {self._rollbacks} rollbacks: training diverges")
         self._rollbacks += 1
-        newest = self._newest_state()
-        good = newest[0] if newest else init_state(self._experiment, self._any_batch)
+        # A run that was interrupted in the middle of a streak has left a checkpoint of it: none to go back to.
+        states = (state for state, *_ in self._saved_states() if not state.nonfinite_in_a_row)
+        good = next(states, None) or init_state(self._experiment, self._any_batch)
         # The step after that one may be under way: it belongs to the same streak.
         self._skipped_updates += int(self._state.nonfinite_in_a_row) > count
         # Only the weights and the optimizer go back. Step and input go on: the same batches would fail again.
@@ -240,7 +243,12 @@ class Trainer:
         weights = self._copier.copy(self._state.weights)
         rest = self._copier.copy(self._state._replace(weights=None)) if with_rest or to_checkpoint else []
         lease = self._copier.lease([*weights, *rest], users=to_store + to_checkpoint)
-        position = {"input": self._input.state(), "last_report": self._reporter.last}
+        position = {
+            "input": self._input.state(),
+            "last_report": self._reporter.last,
+            "rollbacks": self._rollbacks,
+            "skipped_updates": self._skipped_updates,
+        }
         if to_store:
             snapshot = Snapshot(encode(weights), encode(rest) if with_rest else None, position if with_rest else None)
             self._outbox.put(self._step, snapshot, lease)
@@ -255,7 +263,7 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """The last report, snapshot and checkpoint."""
-        stopped, self._phase = self._stop_reason, "stopping"
+        self._phase = "stopping"
         overall = self._clock.overall(self._step)
         # A run that will resume reports these steps then, as if it had never stopped.
         resumes = self._resumable and self._step < self._settings.max_steps
@@ -267,23 +275,25 @@ class Trainer:
             self._publish(last=True)
             self._writer.wait()
         self._phase = "finished"
-        return {"step": self._step, "stop_reason": stopped, **overall}
+        return {"step": self._step, **overall}
 
-    def _newest_state(self) -> tuple[TrainState, dict[str, Any], bool] | None:
-        """The newest whole state, of the store or a checkpoint: (state on the device, position, of the store)."""
-        saved = checkpoints.steps(self._logdir)
+    def _saved_states(self) -> Iterator[tuple[TrainState, dict[str, Any], bool]]:
+        """Whole states of the store and of checkpoints, newest first: (state on the device, position, of the store)."""
         published = self._store.newest_state()
-        in_store = published is not None and (not saved or published[0] >= saved[-1])
-        if published is not None and in_store:
-            snapshot = published[1]
-            assert snapshot.rest is not None and snapshot.position is not None  # the newest *whole* state
-            state, position = self._join(snapshot.weights, snapshot.rest), snapshot.position
-        elif saved:
-            state, position = checkpoints.restore(self._logdir, saved[-1], self._abstract)
-        else:
-            return None
-        # A copy: the step donates its input, which may be memory of the object store.
-        return jax.tree.map(jax.numpy.array, state), position, in_store
+        for step in reversed(checkpoints.steps(self._logdir)):
+            if published is not None and published[0] >= step:
+                yield self._published_state(published[1])
+                published = None
+            state, position = checkpoints.restore(self._logdir, step, self._abstract)
+            yield jax.tree.map(jax.numpy.array, state), position, False
+        if published is not None:
+            yield self._published_state(published[1])
+
+    def _published_state(self, snapshot: Snapshot) -> tuple[TrainState, dict[str, Any], bool]:
+        assert snapshot.rest is not None and snapshot.position is not None  # it is a *whole* state
+        state = self._join(snapshot.weights, snapshot.rest)
+        # A copy: the step donates its input, which must not be memory of the object store.
+        return jax.tree.map(jax.numpy.array, state), snapshot.position, True
 
     def _join(self, weights: list[Any], rest: list[Any]) -> TrainState:
         state = decode(rest, self._abstract._replace(weights=None))

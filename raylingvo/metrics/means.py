@@ -22,8 +22,8 @@ Totals = dict[str, tuple["jax.Array", "jax.Array"]]
 class WeightedMeans:
     """Accumulates metrics over batches on the host.
 
-    The result is the correctly rounded one, hence the same number however the same batches are ordered or split over
-    several accumulators: on 1 or N evalers. For that it keeps two floats per batch and metric.
+    The result is the correctly rounded one, hence the same number in whatever order the batches come. For that it
+    keeps two floats per batch and metric.
     """
 
     def __init__(self) -> None:
@@ -44,12 +44,6 @@ class WeightedMeans:
             if weight > 0:
                 products.append(float(value) * weight)  # exact for f32 scalars: 24 + 24 bits fit in 53
                 weights.append(weight)
-
-    def merge(self, other: WeightedMeans) -> None:
-        """Adds all that was added to `other`, which stays as it is."""
-        for name, products in other._products.items():
-            self._products.setdefault(name, []).extend(products)
-            self._weights.setdefault(name, []).extend(other._weights[name])
 
     def result(self) -> dict[str, float]:
         """Metric name -> mean, or total of a count, in the order in which the names were first added."""

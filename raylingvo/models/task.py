@@ -30,7 +30,11 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def init(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The model with freshly initialised variables."""
+        """The model with freshly initialised variables.
+
+        None of them may be a random key (RequestError): make `nnx.Dropout(rate)` without `rngs`, and call it with
+        `rngs=rng`, the argument of `loss`.
+        """
 
     @abc.abstractmethod
     def loss(self, model: nnx.Module, batch: Batch, rng: jax.Array) -> tuple[jax.Array, WeightedMetrics]:

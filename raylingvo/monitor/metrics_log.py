@@ -12,6 +12,7 @@ from time import time as now
 from types import TracebackType
 from typing import Any
 
+from raylingvo.errors import RequestError
 from raylingvo.monitor.atomic import naming, write_atomically
 from raylingvo.monitor.events import EventsFile
 
@@ -23,7 +24,8 @@ class MetricsLog:
 
     The file keeps at most one line for a step. What a crash left of a half-written last line is dropped on opening,
     and so is every step after `last_step`: a Trainer that resumed from it will report those again. TensorBoard is
-    told the same, so both show one history. Disk errors are raised as OSError and name the file.
+    told the same, so both show one history. Disk errors are raised as OSError and name the file; a damaged file
+    is refused by a RequestError, see `read_metrics`.
     """
 
     def __init__(self, directory: Path, *, last_step: int | None = None) -> None:
@@ -51,8 +53,7 @@ class MetricsLog:
             raise ValueError(f"{self._path} is closed")
         if reserved := {"step", "time"} & metrics.keys():
             raise ValueError(f"metrics: {reserved.pop()!r} cannot be the name of a metric")
-        values = {name: _finite(float(value)) for name, value in metrics.items()}
-        record = {"step": int(step), "time": now() if time is None else time, **values}
+        record = {"step": int(step), "time": now() if time is None else time, **json_values(metrics)}
         if record["step"] > self._newest:
             _append(self._path, _text([record]).encode())
             self._open_events().write(record)
@@ -94,10 +95,16 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """The records `{"step", "time", metric: value or None, ...}` of a metrics directory, sorted by step.
 
     Of several records of a step the last one counts. A half-written last line is left out; no file gives []. Raises
-    ValueError, naming file and line, when another line is not a record.
+    RequestError, naming file and line, when another line is not a record: no crash explains that.
     """
     path = Path(directory) / METRICS_FILE
     return _one_per_step(_parse(_read(path), path))
+
+
+def json_values(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Scalars (Python, numpy or JAX) as a log writes them: None for a value that is not finite."""
+    values = {name: float(value) for name, value in metrics.items()}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _read(path: Path) -> bytes:
@@ -118,13 +125,13 @@ def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines):  # the writer was killed, or is still writing
                 break
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+            raise RequestError(f"{path}, line {number}: not JSON ({error})") from error
         if not (
             isinstance(record, dict)
             and isinstance(record.get("step"), int)
             and isinstance(record.get("time"), int | float)
         ):
-            raise ValueError(f"{path}, line {number}: not an object with a step and a time (got {line.decode()})")
+            raise RequestError(f"{path}, line {number}: not an object with a step and a time (got {record!r})")
         records.append(record)
     return records
 
@@ -136,10 +143,6 @@ def _one_per_step(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _text(records: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _append(path: Path, line: bytes) -> None:

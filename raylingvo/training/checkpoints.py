@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,10 +53,10 @@ def resolve(logdir: Path, which: str, best: Best | None) -> list[int]:
     if which == "best":
         if best is None:
             raise RequestError("--checkpoint best: this experiment sets no train.checkpoints.best")
-        ranked = rank(read_scores(logdir, best.metric), best.mode)
-        kept = [step for step in ranked if step in available]
+        scores = {step: score for step, score in read_scores(logdir, best.metric).items() if not math.isnan(score)}
+        kept = [step for step in rank(scores, best.mode) if step in available]
         if not kept:
-            raise RequestError(f"--checkpoint best: no checkpoint has been evaluated on {best.metric} yet")
+            raise RequestError(f"--checkpoint best: no checkpoint has a finite {best.metric} yet; evaluate one first")
         return kept[:1]
     if not which.isdecimal() or int(which) not in available:
         raise RequestError(
@@ -66,22 +67,33 @@ def resolve(logdir: Path, which: str, best: Best | None) -> list[int]:
 
 
 def read_scores(logdir: Path, metric: str) -> dict[int, float]:
-    """step -> value of the evaluation metric DATASET/NAME, from the run's eval records."""
+    """step -> value of the evaluation metric DATASET/NAME, for each step that has been evaluated on the dataset.
+
+    The value is NaN if it was not finite, or if the metric had no value: worse than any number.
+    """
     dataset, _, name = metric.partition("/")
-    records = read_metrics(logdir / f"eval_{dataset}")
-    return {record["step"]: record[name] for record in records if record.get(name) is not None}
+    values = {record["step"]: record.get(name) for record in read_metrics(logdir / f"eval_{dataset}")}
+    return {step: math.nan if value is None else value for step, value in values.items()}
 
 
 def rank(scores: Mapping[int, float], mode: str) -> list[int]:
-    """Steps from best to worst; the earlier of two equal ones first."""
+    """Steps from best to worst, NaN last; the earlier of two equal ones first."""
     sign = -1 if mode == "max" else 1
-    return sorted(scores, key=lambda step: (sign * scores[step], step))
+
+    def order(step: int) -> tuple[bool, float, int]:
+        score = scores[step]
+        return math.isnan(score), 0.0 if math.isnan(score) else sign * score, step
+
+    return sorted(scores, key=order)
 
 
 def retained(saved: Sequence[Saved], policy: CheckpointPolicy, scores: Mapping[int, float]) -> set[int]:
-    """The steps to keep: the last N, one per period, the best k by score, and those whose score is still to come.
+    """The steps to keep: the last N, one per period, the best k by score, and those whose score may still come.
 
-    saved: ascending by step. scores: of any steps, evaluated checkpoints or not. Pure: time enters through `saved`.
+    A score may still come for a step that is newer than every evaluated one, but only the newest N + k are waited for:
+    an Evaler that has failed, or works on the last snapshot only, must not fill the disk.
+    saved: ascending by step. scores: of any steps, evaluated checkpoints or not, as from `read_scores`. Pure: time
+    enters through `saved`.
     """
     kept = {s.step for s in saved[-policy.keep_last :]}
     if policy.keep_every_seconds is not None:
@@ -93,9 +105,9 @@ def retained(saved: Sequence[Saved], policy: CheckpointPolicy, scores: Mapping[i
     if policy.best is not None:
         here = {s.step: scores[s.step] for s in saved if s.step in scores}
         kept.update(rank(here, policy.best.mode)[: policy.best.keep])
-        # The Evaler has not passed these yet: one of them may be the best.
-        last_scored = max(scores, default=-1)
-        kept.update(s.step for s in saved if s.step > last_scored)
+        last_evaluated = max(scores, default=-1)
+        newest = saved[-(policy.keep_last + policy.best.keep) :]
+        kept.update(s.step for s in newest if s.step > last_evaluated)
     return kept
 
 
@@ -169,29 +181,34 @@ def restore(logdir: Path, step: int, abstract_state: Any) -> tuple[Any, dict[str
     Raises RequestError if it cannot be read, or has other variables or shapes.
     """
     restored = _restore(logdir, step, abstract_state)
-    # Orbax compares the names only, and gives the shapes on disk.
-    for (path, want), found in zip(
-        jax.tree_util.tree_leaves_with_path(abstract_state), jax.tree.leaves(restored.state), strict=True
-    ):
-        if found.shape != want.shape:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise RequestError(
-                f"checkpoint {step} in {logdir} cannot be read: {name} has shape {found.shape}, expected {want.shape}"
-            )
+    _check_shapes(logdir, step, abstract_state, jax.tree.leaves(restored.state))
     return restored.state, restored.position
 
 
 def restore_weights(logdir: Path, step: int, abstract_weights: Any) -> list[np.ndarray]:
     """The weights of checkpoint `step`, as `host_copy.encode`d leaves in the order of `abstract_weights`.
 
-    Raises RequestError if it cannot be read or its weights are of another structure.
+    Raises RequestError if it cannot be read, or has other variables or shapes.
     """
-    found = _restore(logdir, step, None).state["weights"]
+    restored = _restore(logdir, step, None).state["weights"]
     paths = jax.tree_util.tree_leaves_with_path(abstract_weights)
     try:
-        return encode([np.asarray(_at(found, path)) for path, _ in paths])
+        found = [np.asarray(_at(restored, path)) for path, _ in paths]
     except (KeyError, TypeError) as error:
         raise RequestError(f"checkpoint {step} in {logdir} has no variable {error}: it is of another model") from error
+    _check_shapes(logdir, step, abstract_weights, found)
+    return encode(found)
+
+
+def _check_shapes(logdir: Path, step: int, abstract: Any, found: Iterable[Any]) -> None:
+    """Orbax compares the names only, and gives what is on disk."""
+    for (path, want), leaf in zip(jax.tree_util.tree_leaves_with_path(abstract), found, strict=True):
+        if leaf.shape != want.shape or leaf.dtype != want.dtype:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise RequestError(
+                f"checkpoint {step} in {logdir} cannot be read: {name} is {leaf.dtype}{leaf.shape}, "
+                f"expected {want.dtype}{want.shape}"
+            )
 
 
 def _at(tree: Any, path: Any) -> Any:

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule(abc.ABC):
-    """Multiplies the learning rate; called with the number of updates already made."""
+    """Multiplies the learning rate; a function of the batches consumed (TrainState.step), skipped updates included."""
 
     @abc.abstractmethod
     def __call__(self, step: jax.Array) -> jax.Array:
-        """step: i32[] >= 0 -> multiplier f32[]."""
+        """step: i32[] >= 0, batches consumed before this one -> multiplier f32[]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

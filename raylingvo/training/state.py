@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from raylingvo.errors import RequestError
 from raylingvo.metrics.means import Totals, zeros_like_metrics
 
 if TYPE_CHECKING:
@@ -45,8 +46,10 @@ class Model:
     """A task's model, split into its variables and the rest, with the shapes of the variables."""
 
     def __init__(self, task: Task):
+        """Raises RequestError if a variable is a random key."""
         self._definition, params, extra = nnx.split(nnx.eval_shape(lambda: task.init(nnx.Rngs(0))), nnx.Param, ...)
         self.abstract = Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(extra))
+        _refuse_random_keys(task, self.abstract)
 
     def merge(self, weights: Weights) -> nnx.Module:
         """The module that computes with `weights`. Changes to its variables do not reach `weights`."""
@@ -58,6 +61,19 @@ class Model:
         """The variables of a module as pure dicts."""
         _, params, extra = nnx.split(module, nnx.Param, ...)
         return Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(extra))
+
+
+def _refuse_random_keys(task: Task, weights: Weights) -> None:
+    """Neither a snapshot nor a checkpoint can hold JAX's typed keys, which `rngs` given to a module leave in it."""
+    for variables in weights:
+        for path, x in jax.tree_util.tree_leaves_with_path(variables):
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise RequestError(
+                    f"{type(task).__name__}.init: the variable {name} is a random key ({x.dtype}); draw randomness "
+                    "from the `rng` argument of Task.loss instead (dropout: nnx.Dropout(rate) without rngs, called "
+                    "with rngs=rng)"
+                )
 
 
 def init_state(experiment: Experiment, batch: Any) -> TrainState:

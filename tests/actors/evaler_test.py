@@ -1,5 +1,6 @@
 """The Evaler's numbers are those of a direct computation over every example once."""
 
+import dataclasses
 import time
 
 import jax
@@ -10,7 +11,8 @@ from flax import nnx
 
 from raylingvo.actors.evaler import Evaler
 from raylingvo.actors.reader import Arrival
-from raylingvo.experiment import Reading
+from raylingvo.errors import RequestError
+from raylingvo.experiment import Best, Checkpoints, EarlyStop, Reading
 from raylingvo.training.host_copy import encode
 from raylingvo.training.state import Model
 
@@ -55,3 +57,27 @@ def test_only_so_many_examples(tmp_path):
 def test_the_same_weights_give_the_same_bits(tmp_path):
     first, second = (evaluate(tmp_path / name, batch_size=7) for name in "ab")
     assert first["loss"] == second["loss"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("num_row", r"did you mean num_rows\?"), ("accuracy", "the task gives loss, num_rows")]
+)
+def test_a_metric_that_the_task_does_not_give_is_refused(tmp_path, name, hint):
+    best = Checkpoints(best=Best(metric=f"test/{name}", mode="max"))
+    stop = EarlyStop(metric=f"test/{name}", mode="max", window=1)
+    for field, train in (
+        ("train.checkpoints.best.metric", {"checkpoints": best}),
+        ("train.early_stop.metric", {"early_stop": stop}),
+    ):
+        experiment = toy.experiment(task=TASK, **train)
+        message = rf"{field}: the evaluation has no metric '{name}' \(got 'test/{name}'\); {hint}"
+        with pytest.raises(RequestError, match=message):
+            Evaler(experiment, "test", tmp_path)
+        # What the Evaler of another dataset measures is not its business.
+        other = dataclasses.replace(experiment, eval={**experiment.eval, "train": Reading()})
+        Evaler(other, "train", tmp_path).close()
+
+
+def test_a_metric_that_the_task_gives_may_steer_the_run(tmp_path):
+    stop = EarlyStop(metric="test/loss", mode="min", window=1)
+    Evaler(toy.experiment(task=TASK, early_stop=stop), "test", tmp_path).close()

@@ -62,7 +62,9 @@ def started(wanted: Experiment, folder: Path) -> Iterator[subprocess.Popen[str]]
     paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True
+    ) as process:
         try:
             yield process
         finally:
@@ -88,7 +90,7 @@ def test_sigterm_stops_cleanly_and_the_same_command_ends_as_if_nothing_had_been(
     with contextlib.closing(gates.Gate(cut / "gate")) as gate:
         with started(experiment(cut / "gate"), cut) as process:
             gate.wait()
-            process.send_signal(signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and batch systems do: to Ray's processes too
             read_until(process.stderr, "stopping: SIGTERM")
             gate.open()
             out, _ = process.communicate(timeout=SECONDS)
@@ -132,7 +134,7 @@ def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path) -> None:
     assert info["status"] == "interrupted"
 
 
-def test_when_the_driver_is_killed_its_roles_end_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_when_the_driver_is_killed_its_roles_end_and_the_same_command_can_be_given_again(tmp_path: Path) -> None:
     with contextlib.closing(gates.Gate(tmp_path / "gate")) as gate:
         with started(experiment(gate.folder), tmp_path) as process:
             trainer = psutil.Process(gate.wait())

@@ -1,6 +1,7 @@
 """What Evalers and Decoders share: they follow a feed to its end, and leave a record of every snapshot."""
 
 import time
+import weakref
 
 import jax
 import numpy as np
@@ -65,6 +66,22 @@ def test_it_follows_a_feed_to_its_end(reader):
         {k: v for k, v in r.items() if k not in {"step", "time", *times}} for r in read_metrics(reader.directory)
     ]
     assert records == [a, b, c]
+
+
+def test_it_holds_no_weights_while_it_waits_for_the_next(reader):
+    """They are pinned memory of the object store."""
+
+    class Watching(Feed):
+        def next(self):
+            assert [ref() for ref in self.given] == [None] * len(self.given)
+            arrival = super().next()
+            self.given = [weakref.ref(x) for x in arrival.weights] if arrival else []
+            return arrival
+
+    feed = Watching(reader, [arrival(10), arrival(20)])
+    feed.given = []
+    reader.follow(feed)
+    assert [step for step, _ in feed.results] == [10, 20]
 
 
 def test_it_compiles_once(reader):

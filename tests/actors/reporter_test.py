@@ -1,6 +1,8 @@
 """Reports are written off the training thread, and none is lost; speed is measured from the first step on."""
 
+import json
 import threading
+from concurrent.futures import Future
 from unittest import mock
 
 import pytest
@@ -30,11 +32,39 @@ def test_a_report_does_not_wait_for_the_disk(tmp_path):
 
     with mock.patch.object(MetricsLog, "write", slow_write):
         reporter = Reporter(tmp_path, last_step=0, last=None)
-        reporter.report(10, {"loss": 0.1})  # would not return if it waited
+        for step in (10, 20, 30):
+            reporter.report(step, {"loss": 0.1})  # would not return if it waited
         assert read_metrics(tmp_path) == []
         go_on.set()
         reporter.close()
-    assert len(read_metrics(tmp_path)) == 1
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [10, 20, 30]
+
+
+def test_only_so_many_reports_wait_for_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(reporter_module, "_MAX_PENDING", 3)
+    go_on, done_when_asked = threading.Event(), []
+    write, result = MetricsLog.write, Future.result
+
+    def slow_write(*args, **kwargs):
+        assert go_on.wait(60)
+        write(*args, **kwargs)
+
+    def waited_for(self):
+        done_when_asked.append(self.done())
+        go_on.set()
+        return result(self)
+
+    monkeypatch.setattr(MetricsLog, "write", slow_write)
+    monkeypatch.setattr(Future, "result", waited_for)
+    reporter = Reporter(tmp_path, last_step=0, last=None)
+    for step in (1, 2, 3):
+        reporter.report(step, {})
+    assert done_when_asked == []
+    reporter.report(4, {})
+    assert done_when_asked[0] is False
+    reporter.close()
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("call", ["report", "close"])
@@ -45,11 +75,12 @@ def test_the_next_call_raises_the_error_of_a_write(tmp_path, call):
     reporter = Reporter(tmp_path, last_step=0, last=None)
     with mock.patch.object(MetricsLog, "write", fail):
         reporter.report(10, {"loss": 0.1})
+        failed = threading.Event()
+        reporter._executor.submit(failed.set)  # in its only thread, hence after the write
+        assert failed.wait(60)
         with pytest.raises(OSError, match="disk full"):
             reporter.report(20, {"loss": 0.1}) if call == "report" else reporter.close()
-    if call == "report":
-        with pytest.raises(OSError, match="disk full"):
-            reporter.close()
+    reporter.close()
 
 
 def test_resuming_writes_a_last_report_that_did_not_reach_the_disk(tmp_path):

@@ -17,6 +17,7 @@ class History:
         self.store = SnapshotStore(max_bytes, max_count)
         self.published = []
         self.state_step = None
+        self.arriving = None  # whether the newest snapshot, which is still on its way, comes with a state
         self.working_on = dict.fromkeys(POLICIES)
         self.done = {name: [] for name in POLICIES}
         for name, policy in POLICIES.items():
@@ -28,21 +29,29 @@ class History:
             )
             operation()
             self.spill()
-        self.store.close()
+        self.arrive()
+        self.store.close(self.published[-1])
         while unfinished := [name for name in POLICIES if not self.store.finished(name)]:
             self.take(self.rng.choice(unfinished))
             self.finish()
             self.spill()
 
     def publish(self, step=None):
+        self.arrive()
         step = step or len(self.published) + 1
         if step not in self.published:
             self.published.append(step)
-        state = self.rng.random() < 0.4
-        if state:
-            self.state_step = step
+        state = self.arriving = self.rng.random() < 0.4
         nbytes = {"nbytes": self.rng.randint(1, 9), "state_nbytes": 5 if state else 0}
         self.store.add(step, ("memory", step), time=step / 10, state=("state", step) if state else None, **nbytes)
+
+    def arrive(self):
+        """The newest snapshot is whole."""
+        if self.arriving is not None:
+            self.store.arrived(self.published[-1])
+            if self.arriving:
+                self.state_step = self.published[-1]
+            self.arriving = None
 
     def take(self, name=None):
         name = name or self.rng.choice(list(POLICIES))
@@ -71,18 +80,18 @@ class History:
     def lose(self):
         """The Trainer dies while it hands the newest snapshot over, resumes, and publishes it again."""
         newest = self.published[-1]
-        if self.rng.random() < 0.8 or any(newest in steps for steps in self.done.values()):
+        if self.arriving is None or self.rng.random() < 0.8 or any(newest in done for done in self.done.values()):
             return
         self.store.lost(newest)
-        if self.state_step == newest:
-            self.state_step = None
+        self.arriving = None
         self.working_on = {name: step if step != newest else None for name, step in self.working_on.items()}
         self.publish(newest)
 
     def spill(self):
         """Moves what is to move to disk, as the store's actor does."""
         pinned = {step for step in self.working_on.values() if step}
-        unmovable = {self.published[-1], *pinned, self.state_step} - {None}
+        whole = self.published[:-1] if self.arriving is not None else self.published
+        unmovable = {self.published[-1], *whole[-1:], *pinned, self.state_step} - {None}
         overflow = self.store.overflow()
         assert [entry.step for entry in overflow] == sorted(entry.step for entry in overflow)
         for entry in overflow:
@@ -91,7 +100,6 @@ class History:
         status = self.store.status()
         if status["held"] > self.store.max_count or status["bytes"] > self.store.max_bytes:
             assert status["held"] <= len(unmovable)
-        assert status["newest_step"] == self.published[-1]
         assert self.store.newest_state() == (
             self.state_step and (self.state_step, (("memory", self.state_step), ("state", self.state_step)))
         )
@@ -128,8 +136,14 @@ def store_of(*steps, max_bytes=10**9, max_count=10**9, **policies):
     for name, policy in policies.items():
         store.register(name, policy)
     for step in steps:
-        store.add(step, f"weights {step}", 10, 0.0)
+        put(store, step, f"weights {step}", 10, 0.0)
     return store
+
+
+def put(store, step, *arguments, **state):
+    """Adds a snapshot that is whole at once."""
+    store.add(step, *arguments, **state)
+    store.arrived(step)
 
 
 def test_without_readers_only_the_newest_is_kept():
@@ -140,7 +154,7 @@ def test_what_a_reader_works_on_stays_until_it_is_done():
     store = store_of(1, reader="latest")
     assert store.take("reader").step == 1
     for step in (2, 3):
-        store.add(step, "", 10, 0.0)
+        put(store, step, "", 10, 0.0)
     assert store.status()["held"] == 2  # 1 and 3
     store.done("reader", 1)
     assert store.status()["held"] == 1
@@ -156,9 +170,9 @@ def test_a_reader_that_lags_costs_disk_not_memory():
 
 def test_bytes_count_shared_weights_once():
     store = store_of(1, reader="every")
-    store.add(2, "weights", 10, 0.0, state="rest", state_nbytes=7)
+    put(store, 2, "weights", 10, 0.0, state="rest", state_nbytes=7)
     assert store.nbytes == 10 + 10 + 7
-    store.add(3, "weights", 10, 0.0)
+    put(store, 3, "weights", 10, 0.0)
     for step in (1, 2):
         assert store.take("reader").step == step
         store.done("reader", step)
@@ -171,10 +185,10 @@ def test_a_reader_does_not_see_what_an_earlier_run_had_finished():
     for policy in ("every", "latest", "last"):
         store.register(policy, policy, done=[5, 10])
     for step in (10, 15, 20):
-        store.add(step, "", 1, 0.0)
+        put(store, step, "", 1, 0.0)
     assert store.take("latest").step == 20
     assert store.take("every").step == 15
-    store.close()
+    store.close(20)
     assert store.take("last").step == 20
 
 
@@ -182,16 +196,16 @@ def test_all_have_finished_when_nothing_new_was_published():
     store = SnapshotStore(10**9, 10**9)
     for policy in ("every", "latest", "last"):
         store.register(policy, policy, done=[5])
-    store.add(5, "", 1, 0.0)
+    put(store, 5, "", 1, 0.0)
     assert not any(store.finished(name) for name in ("every", "latest", "last"))
-    store.close()
+    store.close(5)
     assert all(store.finished(name) for name in ("every", "latest", "last"))
 
 
 def test_an_older_state_does_not_replace_a_newer_one():
     store = SnapshotStore(10**9, 10**9)
-    store.add(6, "weights 6", 1, 0.0, state="rest 6")
-    store.add(3, "weights 3", 1, 0.0, state="rest 3")
+    put(store, 6, "weights 6", 1, 0.0, state="rest 6")
+    put(store, 3, "weights 3", 1, 0.0, state="rest 3")
     assert store.newest_state() == (6, ("weights 6", "rest 6"))
 
 
@@ -212,3 +226,41 @@ def test_what_is_read_from_disk_counts_as_memory_again():
     store.moved(1, "weights", on_disk=False)
     assert (store.status()["held"], store.status()["on_disk"], store.nbytes) == (2, 0, 20)
     assert store.overflow() == []  # pinned
+
+
+def test_a_snapshot_that_is_lost_on_its_way_leaves_the_one_before():
+    store = store_of(1)
+    put(store, 10, "weights 10", 1, 0.0, state="rest 10")
+    store.register("reader", "latest")
+    store.add(20, "weights 20", 1, 0.0, state="rest 20")
+    assert store.take("reader").step == 20  # it waits for the object itself
+    assert store.newest_state() == (10, ("weights 10", "rest 10"))
+    store.lost(20)
+    assert store.newest_state() == (10, ("weights 10", "rest 10"))
+    assert store.take("reader").step == 10
+
+
+def test_readers_do_not_end_before_the_last_snapshot_is_announced():
+    store = store_of(10, reader="latest")
+    store.take("reader")
+    store.done("reader", 10)
+    store.close(20)
+    assert not store.finished("reader")
+    put(store, 20, "", 1, 0.0)
+    assert store.take("reader").step == 20
+    store.done("reader", 20)
+    assert store.finished("reader")
+
+
+def test_what_lies_on_disk_is_deleted_when_nobody_will_read_it():
+    deleted = []
+    store = SnapshotStore(10**9, 1, delete=deleted.append)
+    store.register("reader", "every")
+    for step in (1, 2, 3):
+        put(store, step, step, 1, 0.0)
+    for entry in store.overflow():
+        store.moved(entry.step, f"file {entry.step}", on_disk=True)
+    put(store, 1, "again", 1, 0.0)
+    assert deleted == ["file 1"]
+    store.unregister("reader")
+    assert deleted == ["file 1", "file 2"]

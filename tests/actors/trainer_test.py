@@ -78,7 +78,7 @@ def train(experiment, logdir, store=None, *, after=None, do=None):
 
 
 def interrupt(trainer):
-    trainer.stop("SIGTERM", resumable=True)
+    trainer.stop(resumable=True)
 
 
 def kill(trainer):
@@ -127,7 +127,7 @@ def test_a_run_reports_publishes_and_saves(tmp_path):
     trainer = trainer_on(EXPERIMENT, tmp_path, store)
     assert trainer.status()["state"] == "starting"
     result = trainer.run()
-    assert {k: result[k] for k in ("step", "stop_reason")} == {"step": 10, "stop_reason": None}
+    assert result["step"] == 10
     assert result["steps_per_second"] > 0
     assert result["examples_per_second"] == pytest.approx(8 * result["steps_per_second"])
     reports = read_metrics(tmp_path / "train")
@@ -182,18 +182,10 @@ def test_checkpoints_come_by_seconds(tmp_path):
 
 
 def test_the_end_of_a_run_that_will_not_resume_is_reported(tmp_path):
-    result = train(EXPERIMENT, tmp_path, after=6, do=lambda trainer: trainer.stop("early stop", resumable=False))
-    assert (result["step"], result["stop_reason"]) == (6, "early stop")
+    result = train(EXPERIMENT, tmp_path, after=6, do=lambda trainer: trainer.stop(resumable=False))
+    assert result["step"] == 6
     assert [record["step"] for record in read_metrics(tmp_path / "train")] == [4, 6]
     assert checkpoints.steps(tmp_path) == [6]
-
-
-def test_the_first_reason_to_stop_counts(tmp_path):
-    def stop_twice(trainer):
-        trainer.stop("first", resumable=True)
-        trainer.stop("second", resumable=True)
-
-    assert train(EXPERIMENT, tmp_path, after=2, do=stop_twice)["stop_reason"] == "first"
 
 
 def test_stop_before_the_first_step(tmp_path, whole):
@@ -201,7 +193,6 @@ def test_stop_before_the_first_step(tmp_path, whole):
     interrupt(trainer)
     assert trainer.run() == {
         "step": 0,
-        "stop_reason": "SIGTERM",
         "steps_per_second": None,
         "examples_per_second": None,
     }
@@ -222,7 +213,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, whole, stops):
         assert train(EXPERIMENT, tmp_path, after=after, do=interrupt)["step"] == step
         assert checkpoints.steps(tmp_path)[-1] == step
     trainer = trainer_on(EXPERIMENT, tmp_path)
-    assert trainer.run()["stop_reason"] is None
+    assert trainer.run()["step"] == 10
     assert f"training goes on from step {step}" in events(trainer)
     assert_same_outcome(EXPERIMENT, tmp_path, whole)
 

@@ -1,4 +1,4 @@
-"""The same batches give the same means however they are split; what has weight 0 does not count."""
+"""The same batches give the same means in whatever order they come; what has weight 0 does not count."""
 
 import json
 import math
@@ -45,25 +45,12 @@ def test_means_are_weighted_and_counts_are_totals():
 
 @pytest.mark.parametrize("scale", [1.0, 1e30])
 @pytest.mark.parametrize("seed", range(5))
-def test_any_split_over_accumulators_gives_the_same_bits(seed, scale):
+def test_any_order_gives_the_same_bits(seed, scale):
     batches = reported(seed, scale)
     expected = means(batches).result()
     rng = np.random.default_rng(seed + 100)
-    for num_accumulators in (1, 2, 3, 10):
-        owner = rng.integers(num_accumulators, size=len(batches))
-        parts = [means(m for m, o in zip(batches, owner, strict=True) if o == i) for i in range(num_accumulators)]
-        total = WeightedMeans()
-        for part in rng.permutation(np.array(parts, dtype=object)):
-            total.merge(part)
-        assert total.result() == expected
-
-
-def test_merge_leaves_the_other_as_it_was():
-    a, b = means(reported(0)), means(reported(1))
-    expected = b.result()
-    a.merge(b)
-    a.add({"loss": (7.0, 1.0)})
-    assert b.result() == expected
+    for _ in range(10):
+        assert means(batches[i] for i in rng.permutation(len(batches))).result() == expected
 
 
 def test_weight_zero_does_not_count_even_if_nan():

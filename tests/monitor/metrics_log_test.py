@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from raylingvo.monitor.metrics_log import MetricsLog, read_metrics
+from raylingvo.errors import RequestError
+from raylingvo.monitor.metrics_log import MetricsLog, json_values, read_metrics
 
 
 def steps(directory):
@@ -34,14 +35,14 @@ def test_values_that_are_not_finite_become_null_and_the_file_stays_json(tmp_path
         raise AssertionError(constant)
 
     line = (tmp_path / "metrics.jsonl").read_text()
-    assert json.loads(line, parse_constant=refuse) == {
-        "step": 1,
-        "time": 0,
-        "a": None,
-        "b": None,
-        "c": None,
-        "d": 1e300,
-    }
+    values = {"a": None, "b": None, "c": None, "d": 1e300}
+    assert json.loads(line, parse_constant=refuse) == {"step": 1, "time": 0, **values}
+
+
+def test_json_values_are_plain_floats_and_none():
+    values = json_values({"a": np.float32(0.25), "b": 1, "c": np.float32("nan")})
+    assert values == {"a": 0.25, "b": 1.0, "c": None}
+    assert [type(value) for value in values.values()] == [float, float, type(None)]
 
 
 def test_resuming_drops_later_steps_here_and_in_tensorboard(tmp_path, shown_by_tensorboard):
@@ -119,12 +120,14 @@ def test_reading_what_is_not_there_gives_nothing(tmp_path):
     assert read_metrics(tmp_path / "absent") == []
 
 
-@pytest.mark.parametrize("line", ["garbage", "[1]", '{"time": 1.0}', '{"step": 1}'])
+@pytest.mark.parametrize("line", ["garbage", "", '"\xff"', "[1]", '{"time": 1.0}', '{"step": 1}'])
 def test_damage_that_no_crash_explains_is_reported_with_its_line(tmp_path, line):
     good = '{"step": 1, "time": 0.0}'
-    (tmp_path / "metrics.jsonl").write_text(f"{good}\n{line}\n{good}\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
-        read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(f"{good}\n{line}\n{good}\n".encode("latin-1"))
+    for read in (read_metrics, MetricsLog):
+        with pytest.raises(RequestError, match=r"metrics\.jsonl, line 2: .*") as raised:
+            read(tmp_path)
+        assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["step", "time"])

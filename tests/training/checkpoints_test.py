@@ -1,5 +1,6 @@
 """Checkpoints: which are kept as time goes by, that they come back bit by bit, and that a failure is never quiet."""
 
+import math
 import threading
 from pathlib import Path
 
@@ -107,6 +108,33 @@ def test_a_checkpoint_that_the_evaler_skipped_is_not_waited_for():
     assert retained(saved, policy, {10: 0.5, 30: 0.4}) == {10, 40}
 
 
+@pytest.mark.parametrize("evaluated", [0, 2], ids=["never", "no longer"])
+def test_checkpoints_whose_score_does_not_come_are_not_kept_for_ever(evaluated):
+    """The Evaler has failed, or its policy is `last`."""
+    policy = Policy(keep_last=2, best=Best(metric="test/accuracy", mode="max", keep=3))
+
+    def scores(step):
+        return {s: 0.5 for s in range(1, min(step, evaluated) + 1)}
+
+    for step, kept in simulate(policy, steps=20, seconds_per_step=1, scores=scores):
+        scored = list(range(1, min(step, evaluated) + 1))
+        waiting = list(range(max(len(scored), step - 5) + 1, step + 1))
+        assert kept == scored + waiting
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_checkpoint_that_scored_nan_is_kept_only_for_want_of_a_better_one(mode):
+    policy = Policy(keep_last=1, best=Best(metric="test/loss", mode=mode))
+    values = {1: math.nan, 2: math.nan, 3: 0.5, 4: math.nan}
+    kept = [
+        kept
+        for _, kept in simulate(
+            policy, steps=5, seconds_per_step=1, scores=lambda step: {s: v for s, v in values.items() if s < step}
+        )
+    ]
+    assert kept == [[1], [1, 2], [1, 3], [3, 4], [3, 5]]
+
+
 def test_a_score_of_a_step_without_checkpoint_takes_no_place():
     policy = Policy(keep_last=1, best=Best(metric="test/accuracy", mode="max"))
     saved = [Saved(step, float(step)) for step in (10, 20, 30)]
@@ -116,6 +144,12 @@ def test_a_score_of_a_step_without_checkpoint_takes_no_place():
 def test_of_equal_scores_the_earlier_is_best():
     assert checkpoints.rank({30: 0.5, 10: 0.5, 20: 0.7}, "max") == [20, 10, 30]
     assert checkpoints.rank({30: 0.5, 10: 0.5, 20: 0.7}, "min") == [10, 30, 20]
+
+
+@pytest.mark.parametrize(("mode", "ranked"), [("max", [40, 50, 20, 10, 30]), ("min", [20, 50, 40, 10, 30])])
+def test_nan_is_worse_than_any_number(mode, ranked):
+    scores = {10: math.nan, 20: -math.inf, 30: math.nan, 40: math.inf, 50: 0.0}
+    assert checkpoints.rank(scores, mode) == ranked
 
 
 # --- on disk ---
@@ -244,15 +278,18 @@ def test_what_resolve_refuses(tmp_path, writer):
             checkpoints.resolve(tmp_path, which, best)
     with pytest.raises(RequestError, match=r"--checkpoint best: this experiment sets no train.checkpoints.best"):
         checkpoints.resolve(tmp_path, "best", None)
-    score(tmp_path, {5: 0.5})
-    with pytest.raises(RequestError, match=r"no checkpoint has been evaluated on test/accuracy yet"):
+    score(tmp_path, {5: 0.5, 12: math.nan})  # there is no checkpoint 5
+    with pytest.raises(RequestError, match=r"no checkpoint has a finite test/accuracy yet; evaluate one first"):
         checkpoints.resolve(tmp_path, "best", best)
 
 
-def test_scores_leave_out_what_was_not_finite(tmp_path):
-    score(tmp_path, {1: 0.5, 2: float("nan"), 3: 0.25})
-    assert checkpoints.read_scores(tmp_path, "test/accuracy") == {1: 0.5, 3: 0.25}
-    assert checkpoints.read_scores(tmp_path, "test/other") == {}
+def test_there_is_a_score_for_every_evaluated_step(tmp_path):
+    score(tmp_path, {1: 0.5, 2: math.nan, 3: math.inf})
+    scores = checkpoints.read_scores(tmp_path, "test/accuracy")
+    assert scores == pytest.approx({1: 0.5, 2: math.nan, 3: math.nan}, nan_ok=True)
+    absent = checkpoints.read_scores(tmp_path, "test/other")  # a mean over no rows has no value
+    assert absent == pytest.approx(dict.fromkeys([1, 2, 3], math.nan), nan_ok=True)
+    assert checkpoints.read_scores(tmp_path, "dev/accuracy") == {}
 
 
 @pytest.mark.parametrize(
@@ -275,9 +312,21 @@ def test_weights_alone_come_back_in_the_order_of_the_model(tmp_path, writer):
     save(writer(), 3, state)
     encoded = checkpoints.restore_weights(tmp_path, 3, state.weights)
     toy.assert_bit_equal(decode(encoded, state.weights), state.weights)
-    other = {"params": {"hidden": {"gain": np.zeros(3)}}}
-    with pytest.raises(RequestError, match=r"checkpoint 3 in .* has no variable 'gain': it is of another model"):
-        checkpoints.restore_weights(tmp_path, 3, other)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"gain": np.zeros(3, np.float32)}, r"checkpoint 3 in .* has no variable 'gain': it is of another model"),
+        ({"bias": np.zeros(3, np.float32)}, r"hidden/bias is float32\(6,\), expected float32\(3,\)"),
+        ({"bias": np.zeros(6, jnp.bfloat16)}, r"hidden/bias is float32\(6,\), expected bfloat16\(6,\)"),
+    ],
+    ids=["name", "shape", "dtype"],
+)
+def test_weights_of_another_model_are_refused(tmp_path, writer, other, message):
+    save(writer(), 3, host_state())
+    with pytest.raises(RequestError, match=message):
+        checkpoints.restore_weights(tmp_path, 3, {"params": {"hidden": other}})
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

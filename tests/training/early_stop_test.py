@@ -1,6 +1,7 @@
 """Early stopping as a function of the history of a metric."""
 
 import itertools
+import math
 
 import pytest
 
@@ -58,3 +59,21 @@ def test_order_and_repetition_do_not_matter():
     assert expected is not None
     for order in itertools.permutations(history):
         assert stop_reason(config(), [*order, *order[:2]]) == expected
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_run_that_diverges_stops(mode):
+    good = [(10, 2.0), (20, 2.0 + (1 if mode == "max" else -1))]
+    nan = [(step, math.nan) for step in (30, 40, 50)]
+    assert stop_reason(config(mode=mode), [*good, *nan]) is None
+    assert "(step 20)" in str(stop_reason(config(mode=mode), [*good, *nan, (60, math.nan)]))
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_run_that_was_never_finite_stops_after_a_window(mode):
+    history = [(step, math.nan) for step in (10, 20, 30, 40)]
+    assert stop_reason(config(mode=mode), history) is None
+    assert stop_reason(config(mode=mode), [*history, (50, math.nan)]) == (
+        "early stop: test/loss has not been finite from step 10 to 50"
+    )
+    assert stop_reason(config(mode=mode, tolerance=1e9), [*history, (50, 1e30)]) is None  # any number is better

@@ -7,6 +7,7 @@ import pytest
 import toy
 from flax import nnx
 
+from raylingvo.errors import RequestError
 from raylingvo.training.state import STEP_METRICS, Model, init_state, num_params, variable_lines
 
 BATCH = toy.batches(1)[0]
@@ -78,3 +79,28 @@ def test_variable_lines_name_every_variable_and_count_the_trained_ones():
         "total: 37",
     ]
     assert num_params(weights) == 37
+
+
+class DropoutWithRngs(nnx.Module):
+    """The usual idiom, outside raylingvo."""
+
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(4, 6, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)])
+
+
+class OwnKey(nnx.Module):
+    def __init__(self, rngs):
+        self.noise = nnx.Variable(rngs())
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(DropoutWithRngs, r"layers/1/rngs/key"), (OwnKey, "noise")], ids=["dropout", "variable"]
+)
+def test_random_keys_in_a_model_are_refused_by_name(module, name):
+    class Random(toy.Regression):
+        def init(self, rngs):
+            return module(rngs)
+
+    message = rf"Random.init: the variable {name} is a random key .*; draw randomness from the `rng` argument of Task"
+    with pytest.raises(RequestError, match=message):
+        Model(Random())

@@ -1,0 +1,110 @@
+"""The logdir of a run: who may write there, what run.json says, and that damage is told in one line."""
+
+import json
+
+import pytest
+import toy
+
+from raylingvo.actors.logdir import Logdir, hold, read_experiment, read_info
+from raylingvo.errors import RequestError
+
+EXPERIMENT = toy.experiment()
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A logdir in which a run has started, closed again."""
+    logdir = Logdir(tmp_path, EXPERIMENT)
+    logdir.begin(["raylingvo"], dashboard=None)
+    logdir.close()
+    return tmp_path
+
+
+def test_it_gives_back_the_experiment_and_the_id(home):
+    assert read_experiment(home) == EXPERIMENT
+    logdir = Logdir(home, EXPERIMENT)
+    assert logdir.info == read_info(home)
+    logdir.close()
+
+
+def test_nothing_is_written_before_a_run_begins(tmp_path):
+    Logdir(tmp_path / "new", EXPERIMENT).close()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
+    assert read_info(tmp_path / "new") is None
+
+
+def test_a_run_that_goes_on_has_no_result_yet(home):
+    assert read_info(home)["result"] is None
+    logdir = Logdir(home, EXPERIMENT)
+    logdir.update(status="interrupted", stop_reason="SIGINT", ended=1.0, result={"step": 3})
+    logdir.begin(["raylingvo"])
+    logdir.close()  # as if it had been killed
+    info = read_info(home)
+    assert (info["status"], info["stop_reason"], info["ended"], info["result"]) == ("running", None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"id": "x", ', "it is not JSON (Expecting property name"),
+        (b"", "it is not JSON (Expecting value"),
+        (b'{"id": "\xff"}', "it is not JSON ('utf-8' codec can't decode byte 0xff"),
+        (b"[]", "it is not an object with id and status"),
+        (b'{"id": "x"}', "it is not an object with id and status"),
+    ],
+    ids=["cut", "empty", "not UTF-8", "list", "fields"],
+)
+def test_a_damaged_run_json_is_named_in_one_line(home, content, message):
+    (home / "run.json").write_bytes(content)
+    for read in (read_info, lambda path: Logdir(path, EXPERIMENT)):
+        with pytest.raises(RequestError) as raised:
+            read(home)
+        assert str(raised.value).startswith(f"{home}/run.json is damaged: {message}")
+        assert "\n" not in str(raised.value)
+    with hold(home):  # the refusal has left no lock behind
+        pass
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: caf\xe9\n", "config.yaml is damaged: it is not UTF-8 ("),
+        (b"name: [\n", "config.yaml: not YAML"),
+        (b"name: other\n", "config.yaml: "),
+    ],
+    ids=["not UTF-8", "not YAML", "incomplete"],
+)
+def test_a_damaged_config_is_named_in_one_line(home, content, message):
+    (home / "config.yaml").write_bytes(content)
+    for read in (read_experiment, lambda path: Logdir(path, EXPERIMENT)):
+        with pytest.raises(RequestError) as raised:
+            read(home)
+        assert str(raised.value).startswith(f"{home}/{message}")
+        assert "\n" not in str(raised.value)
+
+
+def test_another_experiment_is_refused_with_the_differences(home):
+    with pytest.raises(
+        RequestError, match=r"belongs to a run of another experiment(?s:.*)\n  train.max_steps: 12 -> 13$"
+    ):
+        Logdir(home, toy.experiment(max_steps=13))
+
+
+def test_a_logdir_in_use_is_refused_until_it_is_closed(home):
+    first = Logdir(home, EXPERIMENT)
+    with pytest.raises(RequestError, match="another raylingvo process is running in it"):
+        Logdir(home, EXPERIMENT)
+    first.close()
+    Logdir(home, EXPERIMENT).close()
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RequestError, match="is not empty and has no config.yaml"):
+        Logdir(tmp_path, EXPERIMENT)
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.txt", ".lock"}
+
+
+def test_run_json_is_json(home):
+    info = json.loads((home / "run.json").read_text())
+    assert info.keys() >= {"id", "experiment", "status", "command", "git_sha", "versions", "seed", "hosts", "result"}

@@ -1,0 +1,90 @@
+"""Checkpoints are evaluated and decoded without actors, and what is returned is what the logs say."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from raylingvo.actors.logdir import Logdir
+from raylingvo.actors.offline import read_checkpoints
+from raylingvo.errors import RequestError
+from raylingvo.experiment import Checkpoints
+from raylingvo.monitor.metrics_log import read_metrics
+from raylingvo.training.checkpoints import CheckpointWriter
+from raylingvo.training.state import init_state
+
+EXPERIMENT = toy.experiment()
+STATE = jax.tree.map(np.asarray, init_state(EXPERIMENT, toy.batches(1)[0]))
+DIVERGED = STATE._replace(weights=jax.tree.map(lambda x: np.full_like(x, np.nan), STATE.weights))
+
+
+@pytest.fixture
+def logdir(tmp_path):
+    """A run of two checkpoints, the last of which has diverged."""
+    home = Logdir(tmp_path, EXPERIMENT)
+    home.begin(["raylingvo"])
+    home.update(id="Regression-1", status="failed")
+    home.close()
+    writer = CheckpointWriter(tmp_path, Checkpoints(), lambda line: None)
+    for step, state in ((4, STATE), (8, DIVERGED)):
+        writer.save(step, state, {}, on_saved=lambda: None)
+    writer.close()
+    return tmp_path
+
+
+def test_it_returns_what_it_says(logdir):
+    told = []
+    result = read_checkpoints("eval", logdir, checkpoint="all", datasets=["test", "train"], progress=told.append)
+    assert list(result) == ["run", "experiment", "logdir", "eval", "all"]
+    assert (result["run"], result["experiment"], result["logdir"]) == ("Regression-1", "toy.Regression", str(logdir))
+    assert {name: [r["step"] for r in records] for name, records in result["all"].items()} == {
+        "test": [4, 8],
+        "train": [4, 8],
+    }
+    assert result["eval"] == {name: records[-1] for name, records in result["all"].items()}
+    assert told == ["eval test @ 4", "eval train @ 4", "eval test @ 8", "eval train @ 8"]
+
+
+def test_it_returns_what_the_log_says_even_of_a_diverged_checkpoint(logdir):
+    result = read_checkpoints("eval", logdir, checkpoint="all")
+    json.dumps(result, allow_nan=False)  # as the command line does
+    logged = [{k: v for k, v in record.items() if k != "time"} for record in read_metrics(logdir / "eval_test")]
+    assert result["all"]["test"] == logged
+    assert logged[0]["loss"] is not None
+    assert logged[1]["loss"] is None
+
+
+def test_it_decodes_too(logdir):
+    result = read_checkpoints("decode", logdir, checkpoint="4")
+    assert result["decode"]["test"]["num_outputs"] == 20
+    assert (logdir / "decode_test" / "decoder_out-00000004.jsonl").read_text().count("\n") == 20
+
+
+def test_a_logdir_without_run_json_has_no_id(logdir):
+    """The command was killed at the very start: config.yaml comes first."""
+    (logdir / "run.json").unlink()
+    assert read_checkpoints("eval", logdir, checkpoint="4")["run"] is None
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("run.json", b"{"), ("eval_test/metrics.jsonl", b'what\n{"step": 1, "time": 0.0}\n')]
+)
+def test_damage_is_told_in_one_line(logdir, file, content):
+    (logdir / file).parent.mkdir(exist_ok=True)
+    (logdir / file).write_bytes(content)
+    with pytest.raises(RequestError, match=rf"{file}(?-s:.*)$"):
+        read_checkpoints("eval", logdir)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"datasets": ["tset"]}, "no dataset 'tset' in toy.Regression; it has train, test"),
+        ({"checkpoint": "5"}, "no checkpoint '5' in .*; it has 4, 8, latest, best, all"),
+    ],
+)
+def test_what_does_not_exist_is_refused(logdir, arguments, message):
+    with pytest.raises(RequestError, match=message):
+        read_checkpoints("eval", logdir, **arguments)
