@@ -69,7 +69,7 @@ def test_a_damaged_run_json_is_named_in_one_line(home, content, message):
     ("content", "message"),
     [
         (b"name: caf\xe9\n", "config.yaml is damaged: it is not UTF-8 ("),
-        (b"name: [\n", "config.yaml: not YAML"),
+        (b"name: [\n", "config.yaml: not valid YAML: line 2"),
         (b"name: other\n", "config.yaml: "),
     ],
     ids=["not UTF-8", "not YAML", "incomplete"],
@@ -100,7 +100,7 @@ def test_a_logdir_in_use_is_refused_until_it_is_closed(home):
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(RequestError, match="is not empty and has no config.yaml"):
+    with pytest.raises(RequestError, match=r"is not empty and has no config\.yaml"):
         Logdir(tmp_path, EXPERIMENT)
     assert {path.name for path in tmp_path.iterdir()} == {"thesis.txt", ".lock"}
 

@@ -294,15 +294,19 @@ def test_early_stopping_ends_the_run_and_says_why(tmp_path: Path) -> None:
     assert result["eval"]["test"]["step"] == result["step"]
 
 
-def test_the_best_checkpoint_is_kept(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_kept(tmp_path: Path, new_gate: Callable[[str], gates.Gate]) -> None:
     from raylingvo.experiment import Best
 
     policy = Checkpoints(every_steps=10, every_seconds=None, keep_last=1, best=Best(metric="test/loss", mode="max"))
-    Running(only_eval("every", checkpoints=policy), tmp_path).result()
-    scores = checkpoints.read_scores(tmp_path, "test/loss")
-    best = max(scores, key=lambda step: scores[step])
-    assert best in checkpoints.steps(tmp_path)
-    assert checkpoints.resolve(tmp_path, "best", policy.best) == [best]
+    gate = new_gate("gate")
+    # The loss falls, so the first one is the largest. Training goes on when it has been evaluated.
+    running = Running(gated(only_eval("every", checkpoints=policy), "train", gate, at_call=17), tmp_path / "run")
+    gate.wait()
+    running.view.wait_for(lambda status: status["readers"][0]["step"] == 10)
+    gate.open()
+    running.result()
+    assert checkpoints.steps(tmp_path / "run") == [10, 60]
+    assert checkpoints.resolve(tmp_path / "run", "best", policy.best) == [10]
 
 
 def test_a_request_for_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:

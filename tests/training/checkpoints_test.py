@@ -114,7 +114,7 @@ def test_checkpoints_whose_score_does_not_come_are_not_kept_for_ever(evaluated):
     policy = Policy(keep_last=2, best=Best(metric="test/accuracy", mode="max", keep=3))
 
     def scores(step):
-        return {s: 0.5 for s in range(1, min(step, evaluated) + 1)}
+        return dict.fromkeys(range(1, min(step, evaluated) + 1), 0.5)
 
     for step, kept in simulate(policy, steps=20, seconds_per_step=1, scores=scores):
         scored = list(range(1, min(step, evaluated) + 1))
