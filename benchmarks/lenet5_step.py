@@ -2,8 +2,8 @@
 
     python benchmarks/lenet5_step.py [--batch-size 256] [--rounds 5] [--steps 4]
 
-Both train in this process, from the same weights, on the same batches of scikit-learn's digits, with the same dropout
-and our Adam; float32, whatever cores the process may use. Their first 20 losses are compared, which also warms them up;
+Both train in this process, from the same weights, on the same batches of scikit-learn's digits, with the same dropout,
+by the Trainer's own train step; float32, whatever cores the process may use. Their first 20 losses are compared, which also warms them up;
 then they are timed in turns of `--steps` steps, so that what else the machine does hits both. Prints one JSON line;
 `ratio` is the median over rounds of baseline seconds / our seconds. Exit status 1 if a loss differs by more than 1e-4.
 """
@@ -11,7 +11,7 @@ then they are timed in turns of `--steps` steps, so that what else the machine d
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
 import itertools
 import json
 import os
@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
@@ -30,12 +29,12 @@ from jax import lax
 from raylingvo.data.images import Digits
 from raylingvo.models.image.classifier import ImageClassification
 from raylingvo.models.image.lenet import LeNet5
-from raylingvo.training.learner import Learner
+from raylingvo.models.image.mnist import mnist_lenet5
+from raylingvo.training.state import init_state
+from raylingvo.training.step import make_train_step
 
 _COMPARED_STEPS = 20
 _TOLERANCE = 1e-4
-_TASK = ImageClassification(model=LeNet5())
-_LEARNER = Learner(learning_rate=1e-4)
 
 
 class PlainConvReluPool(nnx.Module):
@@ -49,18 +48,37 @@ class PlainConvReluPool(nnx.Module):
         return nnx.max_pool(jax.nn.relu(y), (2, 2), (2, 2))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlainLeNet5(LeNet5):
+    """LeNet-5 with its two convolutions in plain layers, with the same weights."""
+
+    def build(self, rngs: nnx.Rngs) -> Any:
+        model = super().build(rngs)
+        model.conv1, model.conv2 = PlainConvReluPool(model.conv1.kernel), PlainConvReluPool(model.conv2.kernel)
+        return model
+
+
 class Run:
-    """A model in training: `step()` returns the loss."""
+    """A model in training, by the Trainer's own step and MNIST's recipe."""
 
-    def __init__(self, model: nnx.Module, batches: Iterator[dict[str, np.ndarray]]) -> None:
-        graphdef, params = nnx.split(model, nnx.Param)
-        self._state = (params, _LEARNER.build().init(params), jnp.int32(0))
-        self._step = jax.jit(functools.partial(_train_step, graphdef), donate_argnums=0)
+    def __init__(self, model: LeNet5, batches: Iterator[dict[str, np.ndarray]]) -> None:
+        experiment = dataclasses.replace(mnist_lenet5(), task=ImageClassification(model=model))
         self._batches = batches
+        self._state = init_state(experiment, next(batches))
+        self._step = jax.jit(make_train_step(experiment), donate_argnums=0)
 
-    def step(self) -> jax.Array:
-        self._state, loss = self._step(self._state, next(self._batches))
-        return loss
+    def step(self) -> None:
+        self._state, _ = self._step(self._state, next(self._batches))
+
+    def loss(self) -> float:
+        """Of the next step."""
+        before = float(self._state.totals["loss"][0])
+        self.step()
+        return (float(self._state.totals["loss"][0]) - before) / self.batch_size
+
+    @property
+    def batch_size(self) -> float:
+        return float(self._state.totals["loss"][1]) / float(self._state.step)
 
     def seconds(self, steps: int) -> float:
         """Of `steps` steps, until the last one's weights are there."""
@@ -69,25 +87,6 @@ class Run:
             self.step()
         jax.block_until_ready(self._state)
         return time.perf_counter() - start
-
-
-def _train_step(graphdef: Any, state: Any, batch: Any) -> Any:
-    params, opt_state, step = state
-    rng = jax.random.fold_in(jax.random.key(1), step)
-
-    def loss_fn(params: Any) -> jax.Array:
-        return _TASK.loss(nnx.merge(graphdef, params, copy=True), batch, rng)[0]
-
-    loss, grads = jax.value_and_grad(loss_fn)(params)
-    direction, opt_state = _LEARNER.build().update(grads, opt_state, params)
-    rate = _LEARNER.learning_rate * _LEARNER.schedule(step)
-    return (jax.tree.map(lambda p, d: p - rate * d, params, direction), opt_state, step + 1), loss
-
-
-def _plain(model: Any) -> nnx.Module:
-    """LeNet-5's module with its two convolutions, and their weights, in plain layers."""
-    model.conv1, model.conv2 = PlainConvReluPool(model.conv1.kernel), PlainConvReluPool(model.conv2.kernel)
-    return model
 
 
 def _batches(batch_size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -105,9 +104,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=4, help="steps of each version in a round")
     args = parser.parse_args()
 
-    ours = Run(LeNet5().build(nnx.Rngs(0)), _batches(args.batch_size))
-    baseline = Run(_plain(LeNet5().build(nnx.Rngs(0))), _batches(args.batch_size))
-    losses = [(float(ours.step()), float(baseline.step())) for _ in range(_COMPARED_STEPS)]
+    ours = Run(LeNet5(), _batches(args.batch_size))
+    baseline = Run(PlainLeNet5(), _batches(args.batch_size))
+    losses = [(ours.loss(), baseline.loss()) for _ in range(_COMPARED_STEPS)]
     difference = max(abs(a - b) for a, b in losses)
 
     seconds = [(ours.seconds(args.steps), baseline.seconds(args.steps)) for _ in range(args.rounds)]

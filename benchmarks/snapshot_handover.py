@@ -4,7 +4,8 @@ Both roles are the real ones, in a real run; `handover_seconds` and `snapshot_se
 one copy of as many bytes between two warm buffers, by one thread, measured in this process before and after the run.
 The way has two copies: out of the live weights, which the next step will overwrite (training stands still for it), and
 into the object store; the Evaler's device then aliases the store's memory. That is the bound; goals: <= 6 (3), <= 2.
-Bytes written to disk are those of all processes of the run while snapshots pass, as the kernel counts them.
+Bytes written to disk are those of all processes of the run while snapshots pass, as the kernel counts them: metrics,
+TensorBoard events and Ray's logs. No weights: they would be 268,435,456 for each snapshot.
 The first snapshots, before the store's memory has been touched, are left out.
 """
 
@@ -54,12 +55,13 @@ class DiskWatch(View):
     """Notes the bytes that the run's processes have written to disk, from the first evaluation to the last step."""
 
     def __init__(self) -> None:
-        self.written: list[int] = []
+        self.written: list[tuple[int, int]] = []  # (evaluations done, bytes)
 
     def update(self, status: Any) -> None:
         reader = status["readers"][0]
         if reader["done"] and status["trainer"]["state"] == "training":
-            self.written.append(sum(_written(process) for process in psutil.Process().children(recursive=True)))
+            written = sum(_written(process) for process in psutil.Process().children(recursive=True))
+            self.written.append((reader["done"], written))
 
     def event(self, text: str) -> None:
         print(text, file=sys.stderr)
@@ -95,6 +97,7 @@ def measure(dtype: str, snapshots: int, warmup: int) -> dict[str, Any]:
         train = read_metrics(Path(folder) / "train")[warmup:-1]
     copies.append(memcpy_seconds())
     memcpy = median(copies)
+    first, last = watch.written[0], watch.written[-1]
     handover = [record["handover_seconds"] for record in evals]
     blocked = [record["snapshot_seconds"] for record in train]
     return {
@@ -104,7 +107,7 @@ def measure(dtype: str, snapshots: int, warmup: int) -> dict[str, Any]:
         "blocked_seconds": median(blocked),
         "memcpy_seconds": memcpy,
         "snapshots": len(handover),
-        "bytes_to_disk_per_snapshot": (watch.written[-1] - watch.written[0]) / max(1, len(handover)),
+        "bytes_to_disk_per_snapshot": (last[1] - first[1]) / (last[0] - first[0]),
     }
 
 

@@ -75,7 +75,7 @@ def main() -> None:
             ours = last_json_line(
                 [
                     *(sys.executable, "-m", "raylingvo", "run", EXPERIMENT, "--json"),
-                    *("--set=train.max_steps=2", "--set=eval={}", "--set=decode={}", "--logdir", f"{folder}/{i}"),
+                    *("--set=train.max_steps=2", "--logdir", f"{folder}/{i}"),
                 ]
             )
             pairs.append((ours["first_step_seconds"], plain["first_step_seconds"]))
