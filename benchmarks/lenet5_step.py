@@ -3,9 +3,10 @@
     python benchmarks/lenet5_step.py [--batch-size 256] [--rounds 5] [--steps 4]
 
 Both train in this process, from the same weights, on the same batches of scikit-learn's digits, with the same dropout,
-by the Trainer's own train step; float32, whatever cores the process may use. Their first 20 losses are compared, which also warms them up;
-then they are timed in turns of `--steps` steps, so that what else the machine does hits both. Prints one JSON line;
-`ratio` is the median over rounds of baseline seconds / our seconds. Exit status 1 if a loss differs by more than 1e-4.
+by the Trainer's own train step; float32, whatever cores the process may use. Their first 20 losses are compared, which
+also warms them up; then they are timed in turns of `--steps` steps, so that what else the machine does hits both.
+Prints one JSON line; `ratio` is the median over rounds of baseline seconds / our seconds. Exit status 1 if a loss
+differs by more than 1e-4.
 """
 
 from __future__ import annotations
