@@ -261,7 +261,7 @@ class ReaderActor:
     def run(self) -> None:
         """Works until the store says that nothing will follow."""
         # On one machine training goes first. Accelerators do not care.
-        experiment = self._job.enter(self._platform, niceness=5)
+        experiment = self._job.enter(self._platform, niceness=10)
         if self._kind == "evaler":
             from raylingvo.actors.evaler import Evaler as Role
         else:

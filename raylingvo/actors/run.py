@@ -52,7 +52,7 @@ def run(
     Raises RequestError before anything starts if the request is wrong, RunFailed if a role failed for good.
     """
     started = time.time() if started is None else started
-    for name in {experiment.train.dataset, *experiment.eval, *experiment.decode}:
+    for name in dict.fromkeys([experiment.train.dataset, *experiment.eval, *experiment.decode]):
         experiment.datasets[name].check()
     with contextlib.closing(Logdir(Path(logdir), experiment)) as home:
         if home.info["status"] == "finished":
@@ -121,6 +121,8 @@ def _cluster(address: str | None) -> Iterator[str | None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # An actor without GPUs keeps its CUDA_VISIBLE_DEVICES (it runs on the CPU anyway); this also silences a warning.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray would run all actors at niceness 15. Training is what the machine is there for; readers step back themselves.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         # "local" and not the default: never join somebody else's cluster by accident.
         with _blocked(_WATCHED):
