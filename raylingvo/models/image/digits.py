@@ -13,12 +13,12 @@ from raylingvo.training.schedules import LinearRampupExponentialDecay
 
 @register("image.digits.LeNet5")
 def digits_lenet5() -> Experiment:
-    """LeNet-5 on scikit-learn's digits: under a minute on two cores, no data needed."""
+    """LeNet-5 on scikit-learn's digits: about a minute on two cores, no data needed."""
     return Experiment(
         task=ImageClassification(model=LeNet5()),
         datasets={"train": Digits(split="train"), "test": Digits(split="test")},
-        # Ten times MNIST's rate, for a 40th of the images: 18 epochs. At a constant rate the test accuracy wavers
-        # between 97 % and 99 % from step to step; the decay ends that, above 98 %.
+        # Ten times MNIST's rate, for a 40th of the images: 18 epochs. At a constant rate the test accuracy still wavers
+        # between 97 % and 99 % at the end; the decay stops that.
         learner=Learner(
             learning_rate=1e-3,
             schedule=LinearRampupExponentialDecay(warmup=0, decay_start=80, decay_end=200, min=0.05),

@@ -28,8 +28,7 @@ def mnist_lenet5() -> Experiment:
         ),
         train=Train(
             batch_size=256,
-            # 8.5 epochs: where Lingvo's recipe passes 98 %, in minutes on a laptop. Its default of 4,000,000 steps is a
-            # limit for jobs that somebody watches, not a length.
+            # 8.5 epochs. Lingvo's default of 4,000,000 steps is a limit for jobs that somebody watches, not a length.
             max_steps=2_000,
             report_every_steps=50,
             snapshots=Snapshots(every_steps=50),
