@@ -63,6 +63,13 @@ class DiskWatch(View):
             written = sum(_written(process) for process in psutil.Process().children(recursive=True))
             self.written.append((reader["done"], written))
 
+    def bytes_per_snapshot(self) -> float | None:
+        """None if the run was too short to be looked at before and after a snapshot."""
+        if not self.written or self.written[0][0] == self.written[-1][0]:
+            return None
+        (first, before), (last, after) = self.written[0], self.written[-1]
+        return (after - before) / (last - first)
+
     def event(self, text: str) -> None:
         print(text, file=sys.stderr)
 
@@ -97,7 +104,6 @@ def measure(dtype: str, snapshots: int, warmup: int) -> dict[str, Any]:
         train = read_metrics(Path(folder) / "train")[warmup:-1]
     copies.append(memcpy_seconds())
     memcpy = median(copies)
-    first, last = watch.written[0], watch.written[-1]
     handover = [record["handover_seconds"] for record in evals]
     blocked = [record["snapshot_seconds"] for record in train]
     return {
@@ -107,7 +113,7 @@ def measure(dtype: str, snapshots: int, warmup: int) -> dict[str, Any]:
         "blocked_seconds": median(blocked),
         "memcpy_seconds": memcpy,
         "snapshots": len(handover),
-        "bytes_to_disk_per_snapshot": (last[1] - first[1]) / (last[0] - first[0]),
+        "bytes_to_disk_per_snapshot": watch.bytes_per_snapshot(),
     }
 
 
