@@ -102,6 +102,8 @@ def measure(dtype: str, snapshots: int, warmup: int) -> dict[str, Any]:
         rl.run(experiment(dtype, snapshots * every, every), folder, view=watch)
         evals = read_metrics(Path(folder) / "eval_test")[warmup:-1]
         train = read_metrics(Path(folder) / "train")[warmup:-1]
+    if not evals:
+        sys.exit("the Evaler saw too few snapshots after its start and the warm-up: raise --snapshots")
     copies.append(memcpy_seconds())
     memcpy = median(copies)
     handover = [record["handover_seconds"] for record in evals]
@@ -119,7 +121,7 @@ def measure(dtype: str, snapshots: int, warmup: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--snapshots", type=int, default=16)
+    parser.add_argument("--snapshots", type=int, default=40)
     parser.add_argument("--warmup", type=int, default=5)
     arguments = parser.parse_args()
     results = {dtype: measure(dtype, arguments.snapshots, arguments.warmup) for dtype in ("float32", "bfloat16")}
