@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from raylingvo.data.dataset import Dataset
+from raylingvo.data.dataset import FixedShapeDataset
 from raylingvo.models.task import Task
 
 ARRAY_MIB = 16
@@ -54,7 +54,7 @@ class OneNumber:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Nothing(Dataset):
+class Nothing(FixedShapeDataset):
     """One example without content."""
 
     def open(self) -> OneNumber:

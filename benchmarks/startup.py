@@ -29,7 +29,8 @@ def first_step() -> float:
     from raylingvo.training.step import make_train_step
 
     experiment = rl.get(EXPERIMENT)
-    stream = TrainInput(experiment.datasets["train"].open(), experiment.train.batch_size, experiment.train.seed)
+    data = experiment.datasets[experiment.train.dataset]
+    stream = TrainInput(data.train_batches(experiment.train.batch_size, experiment.train.seed))
     batch = next(stream)
     state, _ = jax.jit(make_train_step(experiment), donate_argnums=0)(init_state(experiment, batch), batch)
     jax.block_until_ready(state)

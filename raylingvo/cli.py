@@ -19,7 +19,7 @@ app = typer.Typer(
     help="Runs named experiments in JAX: Trainer, Evalers and Decoders as Ray actors that share weights in memory.",
 )
 inspect_app = typer.Typer(no_args_is_help=True, help="Shows an experiment without running it.")
-data_app = typer.Typer(no_args_is_help=True, help="Makes datasets.")
+data_app = typer.Typer(no_args_is_help=True, help="Makes datasets, and looks into them.")
 runs_app = typer.Typer(no_args_is_help=True, help="Looks at the logdirs of runs.")
 app.add_typer(inspect_app, name="inspect")
 app.add_typer(data_app, name="data")
@@ -185,6 +185,139 @@ def data_prepare(
 
     for line in prepare(name, from_path):
         print(line)
+
+
+class _VocabKind(StrEnum):
+    SENTENCEPIECE = "sentencepiece"
+    WPM = "wpm"
+    WORDS = "words"
+
+
+Pattern = Annotated[
+    str,
+    typer.Argument(metavar="PATTERN", help="a path, glob, comma list or name@SHARDS; `format:` may stand before it"),
+]
+Fields = Annotated[
+    list[str] | None,
+    typer.Option("--field", metavar="NAME", help="a column, key or number of a tab-separated field; may be repeated"),
+]
+
+
+@data_app.command("count")
+def data_count(pattern: Pattern, as_json: Json = False) -> None:
+    """Prints the number of records."""
+    from raylingvo.data import stats
+
+    number = stats.count(pattern)
+    _print_json({"pattern": pattern, "records": number}) if as_json else print(number)
+
+
+@data_app.command("head")
+def data_head(
+    pattern: Pattern,
+    number: Annotated[int, typer.Option("--number", "-n", metavar="N", min=1, help="how many")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Prints the first records, a JSON value each."""
+    from raylingvo.data import stats
+
+    records = stats.head(pattern, number)
+    if as_json:
+        _print_json({"pattern": pattern, "records": records})
+        return
+    for record in records:
+        print(json.dumps(record, ensure_ascii=False))
+
+
+@data_app.command("stats")
+def data_stats(
+    pattern: Pattern,
+    fields: Fields = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE:FILE", help="count tokens: wpm:FILE, sentencepiece:FILE, words:FILE, ascii"),
+    ] = None,
+    tokens_per_batch: Annotated[
+        int, typer.Option("--tokens", metavar="N", min=1, help="of a batch, for buckets")
+    ] = 4096,
+    num_buckets: Annotated[int, typer.Option("--buckets", metavar="N", min=1, help="how many to suggest")] = 12,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="a PNG of the lengths to write")] = None,
+    as_json: Json = False,
+) -> None:
+    """Counts records, shows how long they are, and suggests length buckets."""
+    from raylingvo.data import stats, stats_view
+    from raylingvo.data.tokenizer_choice import tokenizer_from_text
+    from raylingvo.monitor.progress import progress_bar
+
+    with progress_bar("reading") as progress:
+        result = stats.stats(
+            pattern,
+            fields=fields or (),
+            tokenizer=tokenizer_from_text(tokenizer) if tokenizer else None,
+            tokens_per_batch=tokens_per_batch,
+            num_buckets=num_buckets,
+            progress=progress,
+        )
+    if out is not None:
+        result["plot"] = str(stats.plot(result, out))
+    _print_json(result) if as_json else stats_view.print_stats(result)
+
+
+@data_app.command("convert")
+def data_convert(
+    pattern: Pattern,
+    target: Annotated[str, typer.Argument(metavar="FILE", help="the file to write; its ending says the format")],
+    format: Annotated[str, typer.Option(metavar="NAME", help="the format, if the ending does not say it")] = "",
+    as_json: Json = False,
+) -> None:
+    """Writes records in another format."""
+    from raylingvo.data.convert import convert
+    from raylingvo.monitor.progress import progress_bar
+
+    with progress_bar("converting") as progress:
+        number = convert(pattern, target, format, progress)
+    _print_json({"records": number, "target": target}) if as_json else print(f"{target}: {number:,} records")
+
+
+@data_app.command("vocab")
+def data_vocab(
+    pattern: Pattern,
+    kind: Annotated[_VocabKind, typer.Option("--type", help="of vocabulary")],
+    size: Annotated[int, typer.Option(metavar="N", min=4, help="how many pieces")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="the vocabulary to write")],
+    fields: Fields = None,
+    as_json: Json = False,
+) -> None:
+    """Makes a vocabulary of the text in some records."""
+    from raylingvo.data import stats
+    from raylingvo.data.vocabulary import train_vocab
+    from raylingvo.monitor.progress import progress_bar
+
+    with progress_bar("training") as progress:
+        lines = stats.texts(pattern, fields or ())
+        path = train_vocab(kind.value, lines, size, out, progress=lambda _doing, done, total: progress(done, total))
+    _print_json({"vocabulary": str(path), "type": kind.value}) if as_json else print(path)
+
+
+@data_app.command("bench")
+def data_bench(
+    name: Name,
+    overrides: Set = None,
+    batches: Annotated[int, typer.Option(metavar="N", min=1, help="how many to read")] = 200,
+    as_json: Json = False,
+) -> None:
+    """Measures the training input of an experiment by itself."""
+    from raylingvo.data import stats_view
+    from raylingvo.data.bench import bench
+    from raylingvo.monitor.progress import progress_bar
+
+    experiment = _experiment(name, overrides)
+    train = experiment.train
+    experiment.datasets[train.dataset].check()
+    with progress_bar("reading") as progress:
+        result = bench(experiment.datasets[train.dataset], train.batch_size, train.seed, batches, progress)
+    result = {"experiment": experiment.name, "dataset": train.dataset, **result}
+    _print_json(result) if as_json else stats_view.print_bench(result)
 
 
 @runs_app.command("list")

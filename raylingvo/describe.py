@@ -20,20 +20,17 @@ def datasets(experiment: Experiment) -> list[dict[str, Any]]:
 
     Raises RequestError if data are missing.
     """
-    import numpy as np
-
     rows = []
     for name, dataset in experiment.datasets.items():
-        source = dataset.open()
-        fields = source.take(np.zeros(1, np.int64))
+        batches = dataset.eval_batches(1)
         uses = [use for use in ("eval", "decode") if name in getattr(experiment, use)]
         rows.append(
             {
                 "name": name,
                 "class": type(dataset).__name__,
                 "used_by": ["train"] * (name == experiment.train.dataset) + uses,
-                "num_examples": len(source),
-                "fields": {key: f"{value.dtype}{list(value.shape[1:])}" for key, value in fields.items()},
+                "num_examples": batches.identity["num_examples"],
+                "fields": {key: f"{x.dtype}{list(x.shape[1:])}" for key, x in batches[0].items() if key != "weight"},
             }
         )
     return rows

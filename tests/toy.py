@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from raylingvo.data.dataset import Dataset
+from raylingvo.data.dataset import Dataset, FixedShapeDataset
 from raylingvo.experiment import Checkpoints, Experiment, Reading, Snapshots, Train
 from raylingvo.models.task import Task
 from raylingvo.training.learner import Learner
@@ -84,7 +84,7 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Numbers(Dataset):
+class Numbers(FixedShapeDataset):
     """`size` random points and a linear function of them; the function is NaN at the examples `nan_ids`."""
 
     size: int = 50

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from raylingvo.actors.reader import SnapshotReader
+from raylingvo.data.pipeline import read_ahead
 from raylingvo.experiment import Experiment, Reading
 from raylingvo.metrics.means import WeightedMeans
 from raylingvo.monitor.atomic import write_atomically
@@ -27,7 +28,7 @@ class Decoder(SnapshotReader):
 
     def _run(self, step: int, weights: Weights) -> tuple[dict[str, float], int]:
         means, lines = WeightedMeans(), []
-        for batch in self._batches():
+        for batch in read_ahead(self._batches):
             outputs, metrics = self._task.postprocess(jax.device_get(self._step(weights, batch)), batch)
             means.add(metrics)
             lines.extend(json.dumps({"id": key, **output}, allow_nan=False) for key, output in outputs)

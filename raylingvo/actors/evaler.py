@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from raylingvo.actors.reader import SnapshotReader
+from raylingvo.data.pipeline import read_ahead
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Experiment, Reading
 from raylingvo.metrics.means import WeightedMeans
@@ -27,7 +28,7 @@ class Evaler(SnapshotReader):
         for field, metric in experiment.watched_metrics().items():
             of, _, name = metric.partition("/")
             if of == dataset:
-                _check_name(field, metric, name, self._step.out_info)
+                _check_name(field, metric, name, self._out_info)
 
     def _settings(self, experiment: Experiment) -> Reading:
         return experiment.eval[self.dataset]
@@ -37,7 +38,7 @@ class Evaler(SnapshotReader):
 
     def _run(self, step: int, weights: Weights) -> tuple[dict[str, float], int]:
         means, num_examples = WeightedMeans(), 0
-        for batch in self._batches():
+        for batch in read_ahead(self._batches):
             means.add(jax.device_get(self._step(weights, batch)))
             num_examples += int(batch["weight"].sum())
         return means.result(), num_examples

@@ -5,18 +5,19 @@ from __future__ import annotations
 import abc
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
-from raylingvo.data.pipeline import eval_batches
+from raylingvo.errors import RequestError
 from raylingvo.experiment import Experiment, Reading
 from raylingvo.monitor.metrics_log import MetricsLog
 from raylingvo.monitor.scores import write_score
 from raylingvo.training.host_copy import decode
+from raylingvo.training.shapes import StepForShapes
 from raylingvo.training.state import Model, Weights
 
 Kind = Literal["eval", "decode"]
@@ -45,7 +46,7 @@ class Feed(Protocol):
 class SnapshotReader(abc.ABC):
     """Works on snapshots of an experiment with one dataset, and records metrics in `LOGDIR/<kind>_<dataset>`.
 
-    The step is compiled once, before the first snapshot comes.
+    The step is compiled once for each shape of batch, the first one before the first snapshot comes.
     """
 
     kind: Kind
@@ -55,12 +56,14 @@ class SnapshotReader(abc.ABC):
         self.directory = logdir / f"{self.kind}_{dataset}"
         self._task = experiment.task
         self._reading = self._settings(experiment)
-        self._batch_size = experiment.reading_batch_size(self._reading)
+        batch_size = experiment.reading_batch_size(self._reading)
         self._model = Model(experiment.task)
-        self._source = experiment.datasets[dataset].open()
+        self._batches = experiment.datasets[dataset].eval_batches(batch_size, self._reading.max_examples)
+        if not len(self._batches):
+            raise RequestError(f"dataset {dataset}: there is no example to read")
         self._log = MetricsLog(self.directory)
-        shapes = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, next(self._batches())))
-        self._step = jax.jit(self._compute).lower(self._model.abstract, shapes).compile()
+        self._step = StepForShapes(self._compute)
+        self._out_info = self._step.compile_for(self._model.abstract, self._batches[0]).out_info
 
     @property
     def abstract_weights(self) -> Weights:
@@ -93,6 +96,7 @@ class SnapshotReader(abc.ABC):
             "examples_per_second": num_examples / (end - start),
             "handover_seconds": start - arrival.time,
             "lag_seconds": end - arrival.time,
+            **self._batches.facts,
         }
         write_score(self.directory, arrival.step, metrics)
         self._log.write(arrival.step, metrics)
@@ -112,6 +116,3 @@ class SnapshotReader(abc.ABC):
     @abc.abstractmethod
     def _run(self, step: int, weights: Weights) -> tuple[dict[str, float], int]:
         """Goes through the dataset: (metrics, number of examples)."""
-
-    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
-        return eval_batches(self._source, self._batch_size, self._reading.max_examples)

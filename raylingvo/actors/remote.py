@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError
 
 from raylingvo import config
+from raylingvo.actors import priorities
 from raylingvo.actors.snapshot_store import SnapshotStore
 from raylingvo.actors.spill import SpillFolder
 from raylingvo.data.paths import data_root
@@ -261,7 +262,7 @@ class ReaderActor:
     def run(self) -> None:
         """Works until the store says that nothing will follow."""
         # On one machine training goes first. Accelerators do not care.
-        experiment = self._job.enter(self._platform, niceness=10)
+        experiment = self._job.enter(self._platform, niceness=priorities.READERS)
         if self._kind == "evaler":
             from raylingvo.actors.evaler import Evaler as Role
         else:

@@ -55,17 +55,21 @@ class Reporter:
 class StepClock:
     """Where the time since the last report went: steps a second, waiting for input, and copying snapshots."""
 
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
+    def __init__(self) -> None:
+        self._examples = 0  # of all steps
         self.first_step_time: float | None = None  # Unix seconds
         self._first_step = 0
         self._begin(0)
 
     def first_step(self, step: int) -> None:
         """The first step of this process has finished: what it compiled is not counted as speed."""
-        self.first_step_time, self._first_step = time.time(), step
+        self.first_step_time, self._first_step, self._first_examples = time.time(), step, self._examples
         self._begin(step)
         self._first_end = self._start
+
+    def took(self, examples: int) -> None:
+        """A step took so many examples."""
+        self._examples += examples
 
     def waited(self, seconds: float) -> None:
         """The loop waited so long for a batch."""
@@ -89,7 +93,7 @@ class StepClock:
         if step <= self._start_step or self.first_step_time is None:
             return {}
         return {
-            **self._per_second(step - self._start_step, elapsed),
+            **_per_second(step - self._start_step, self._examples - self._start_examples, elapsed),
             "input_wait_fraction": min(self._waited / elapsed, 1.0),
         }
 
@@ -97,12 +101,14 @@ class StepClock:
         """Rates from the first finished step to now."""
         if self.first_step_time is None or step <= self._first_step:
             return {"steps_per_second": None, "examples_per_second": None}
-        return dict(self._per_second(step - self._first_step, time.monotonic() - self._first_end))
+        examples = self._examples - self._first_examples
+        return dict(_per_second(step - self._first_step, examples, time.monotonic() - self._first_end))
 
     def _begin(self, step: int) -> None:
-        self._start, self._start_step = time.monotonic(), step
+        self._start, self._start_step, self._start_examples = time.monotonic(), step, self._examples
         self._waited = 0.0
         self._copies: list[float] = []
 
-    def _per_second(self, steps: int, seconds: float) -> dict[str, float]:
-        return {"steps_per_second": steps / seconds, "examples_per_second": steps * self._batch_size / seconds}
+
+def _per_second(steps: int, examples: int, seconds: float) -> dict[str, float]:
+    return {"steps_per_second": steps / seconds, "examples_per_second": examples / seconds}

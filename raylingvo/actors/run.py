@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from raylingvo.actors import remote
+from raylingvo.actors import priorities, remote
 from raylingvo.actors.logdir import Logdir
 from raylingvo.actors.supervisor import Supervisor
 from raylingvo.errors import RequestError
@@ -121,7 +121,7 @@ def _cluster(address: str | None) -> Iterator[str | None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # An actor without GPUs keeps its CUDA_VISIBLE_DEVICES (it runs on the CPU anyway); this also silences a warning.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray would run all actors at niceness 15. Training is what the machine is there for; readers step back themselves.
+    # Ray would run all actors at niceness 15. Training is what the machine is there for; the others step back.
     os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         # "local" and not the default: never join somebody else's cluster by accident.
@@ -131,6 +131,8 @@ def _cluster(address: str | None) -> Iterator[str | None]:
         if address is None:
             raise
         raise RequestError(f"--address {address}: {str(error).strip().splitlines()[0]}") from error
+    if address is None:
+        priorities.let_ray_step_back()
     try:
         yield context.dashboard_url
     finally:

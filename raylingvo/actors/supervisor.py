@@ -300,7 +300,11 @@ class Supervisor:
         self._view.update(status)
 
 
-_NO_TRAINER_STATUS = dict.fromkeys(TrainerStatus.__annotations__) | {"skipped_updates": 0, "rollbacks": 0}
+_NO_TRAINER_STATUS = dict.fromkeys(TrainerStatus.__annotations__) | {
+    "bad_records": 0,
+    "skipped_updates": 0,
+    "rollbacks": 0,
+}
 
 
 def _raise_if_request_error(error: RayError) -> None:

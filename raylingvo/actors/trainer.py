@@ -19,6 +19,7 @@ from raylingvo.metrics.means import to_means
 from raylingvo.monitor.atomic import write_atomically
 from raylingvo.training import checkpoints
 from raylingvo.training.host_copy import HostCopier, decode, encode, nbytes
+from raylingvo.training.shapes import StepForShapes
 from raylingvo.training.state import TrainState, init_state, variable_lines
 from raylingvo.training.step import make_train_step
 
@@ -57,7 +58,7 @@ class Trainer:
         self._resumable = False
         self._copier = HostCopier()
         self._outbox = Outbox()
-        self._clock = StepClock(experiment.train.batch_size)
+        self._clock = StepClock()
         self._phase, self._step, self._rollbacks = "starting", 0, 0
         self._metrics: dict[str, float] = {}  # of the last report
         self._skipped_updates = 0
@@ -93,6 +94,7 @@ class Trainer:
             "input_wait_fraction": None,
             **self._clock.rates(self._step),
             "loss": self._metrics.get("loss"),
+            "bad_records": int(self._metrics.get("num_bad_records", 0)),
             "skipped_updates": self._skipped_updates,
             "rollbacks": self._rollbacks,
             "first_step_time": self._clock.first_step_time,
@@ -111,6 +113,7 @@ class Trainer:
                 batch = self._next_batch()
                 self._state, nonfinite_in_a_row = self._train_step(self._state, batch)
                 self._step += 1
+                self._clock.took(len(batch["weight"]))
                 if self._clock.first_step_time is None:
                     self._finish_first_step()
                 # The device works on this step while the host waits for the one before: never more than one ahead.
@@ -126,10 +129,9 @@ class Trainer:
     def _start(self, resources: contextlib.ExitStack) -> None:
         settings = self._settings
         resources.callback(self._copier.close)
-        source = self._experiment.datasets[settings.dataset].open()
-        self._input = resources.enter_context(
-            contextlib.closing(TrainInput(source, settings.batch_size, settings.seed))
-        )
+        data = self._experiment.datasets[settings.dataset]
+        batches = data.train_batches(settings.batch_size, settings.seed)
+        self._input = resources.enter_context(contextlib.closing(TrainInput(batches)))
         start = self._input.state()
         batch = self._any_batch = next(self._input)
         self._input.restore(start)
@@ -137,9 +139,8 @@ class Trainer:
         self._phase = "compiling"
         state = init_state(self._experiment, batch)
         self._abstract = jax.eval_shape(lambda: state)
-        jitted = jax.jit(make_train_step(self._experiment), donate_argnums=0)
-        self._lowered = jitted.lower(state, batch)
-        self._train_step = self._lowered.compile()
+        self._train_step = StepForShapes(make_train_step(self._experiment), donate_argnums=0)
+        self._lowered = self._train_step.compile_for(state, batch)
 
         checkpoints.clean(self._logdir)
         restored = next(self._saved_states(), None)
@@ -210,7 +211,7 @@ class Trainer:
         """Records the metrics since the last report, and starts new totals."""
         totals = jax.device_get(self._state.totals)
         self._state = self._state._replace(totals=jax.tree.map(jax.numpy.zeros_like, self._state.totals))
-        self._metrics = to_means(totals) | self._clock.lap(self._step)
+        self._metrics = to_means(totals) | self._clock.lap(self._step) | dict(self._input.facts)
         self._reporter.report(self._step, self._metrics)
 
     def _snapshot_due(self) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raylingvo.data import paths
-from raylingvo.data.dataset import Dataset
+from raylingvo.data.dataset import FixedShapeDataset
 from raylingvo.errors import RequestError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class LabelledImages:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Digits(Dataset):
+class Digits(FixedShapeDataset):
     """The 1,797 handwritten digits that ship inside scikit-learn, as u8[28, 28, 1]: the dataset that is always there.
 
     They are the test part of UCI's optdigits (https://archive.ics.uci.edu/dataset/80): 8x8 images of values 0..16, by
@@ -68,7 +68,7 @@ class Digits(Dataset):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ParquetImages(Dataset):
+class ParquetImages(FixedShapeDataset):
     """Images from a Parquet file with the columns `image`, fixed_size_binary[height * width] of u8, and `label`, int64.
 
     path: relative to RAYLINGVO_DATA. prepare: the recipe that writes it (`raylingvo data prepare ...`), for the error

@@ -92,12 +92,13 @@ def _result(reader: ReaderStatus) -> str:
 
 
 def trainer_notes(trainer: TrainerStatus) -> list[str]:
-    """What is out of the ordinary: waiting for input, skipped updates, rollbacks, restarts."""
+    """What is out of the ordinary: waiting for input, bad records, skipped updates, rollbacks, restarts."""
     notes = []
     # Below a twentieth of the time, waiting for input is not what to look at.
     if (trainer["input_wait_fraction"] or 0.0) >= 0.05:
         notes.append(f"input wait {trainer['input_wait_fraction']:.0%}")
     for number_of, noun in (
+        (trainer["bad_records"], "bad record"),
         (trainer["skipped_updates"], "skipped update"),
         (trainer["rollbacks"], "rollback"),
         (trainer["restarts"], "restart"),

@@ -17,6 +17,7 @@ class TrainerStatus(TypedDict):
     examples_per_second: float | None
     loss: float | None
     input_wait_fraction: float | None  # of the time, 0 to 1
+    bad_records: int  # skipped in the training data
     skipped_updates: int
     rollbacks: int
     restarts: int

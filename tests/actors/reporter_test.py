@@ -100,7 +100,7 @@ def clock():
     """A StepClock of batches of 8, and the seconds that `time.monotonic` tells it."""
     now = [1000.0]
     with mock.patch.object(reporter_module.time, "monotonic", lambda: now[0]):
-        yield StepClock(8), now
+        yield StepClock(), now
 
 
 def test_speed_counts_from_the_end_of_the_first_step(clock):
@@ -112,12 +112,14 @@ def test_speed_counts_from_the_end_of_the_first_step(clock):
     assert clock.first_step_time is not None
     assert clock.rates(101) == {}
     now[0] += 2
+    clock.took(80)
     clock.waited(0.5)
     expected = {"steps_per_second": 5.0, "examples_per_second": 40.0}
     assert clock.rates(111) == expected | {"input_wait_fraction": 0.25}
     assert clock.lap(111) == expected | {"input_wait_fraction": 0.25}
     assert clock.rates(111) == {}
     now[0] += 1
+    clock.took(160)
     assert clock.lap(131) == {"steps_per_second": 20.0, "examples_per_second": 160.0, "input_wait_fraction": 0.0}
     assert clock.overall(131) == {"steps_per_second": 10.0, "examples_per_second": 80.0}
 

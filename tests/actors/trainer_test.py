@@ -149,8 +149,8 @@ def test_snapshots_are_states_of_their_step(tmp_path):
     train(EXPERIMENT, tmp_path, store)
     step = jax.jit(make_train_step(EXPERIMENT))
     state = init_state(EXPERIMENT, toy.batches(1)[0])
-    source = EXPERIMENT.datasets["train"].open()
-    train_input = TrainInput(source, EXPERIMENT.train.batch_size, EXPERIMENT.train.seed)
+    data = EXPERIMENT.datasets["train"]
+    train_input = TrainInput(data.train_batches(EXPERIMENT.train.batch_size, EXPERIMENT.train.seed))
     for k in range(1, 10):
         state, _ = step(state, next(train_input))
         if k in store.states:
@@ -336,7 +336,7 @@ def test_a_checkpoint_keeps_its_buffers_when_the_store_has_let_go(tmp_path):
 def nan_at(*steps, **train_settings):
     """An experiment whose data are NaN in these steps."""
     data = toy.Numbers(size=200)
-    train_input = TrainInput(data.open(), 8, 0)
+    train_input = TrainInput(data.train_batches(8, 0))
     ids = [next(train_input)["id"] for _ in range(12)]
     train_input.close()
     bad = toy.Numbers(size=200, nan_ids=tuple(int(ids[step - 1][0]) for step in steps))
@@ -358,8 +358,7 @@ def test_a_streak_of_skipped_updates_rolls_back(tmp_path, streak):
     abstract = abstract_state(experiment)
     good = decode(store.states[3].rest, abstract._replace(weights=None))
     good = jax.tree.map(jax.numpy.array, good._replace(weights=decode(store.states[3].weights, abstract.weights)))
-    source = experiment.datasets["train"].open()
-    train_input = TrainInput(source, 8, 0)
+    train_input = TrainInput(experiment.datasets["train"].train_batches(8, 0))
     batches = [next(train_input) for _ in range(12)]
     train_input.close()
     step = jax.jit(make_train_step(experiment))

@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from raylingvo.data.pipeline import TrainInput, eval_batches, num_eval_batches
+from raylingvo.data.batches import OrderedBatches, ShuffledBatches
+from raylingvo.data.pipeline import TrainInput, read_ahead
 from raylingvo.errors import RequestError
 
 
@@ -33,7 +34,7 @@ def make():
     made = []
 
     def make(n, batch_size, seed=0):
-        made.append(TrainInput(Range(n), batch_size, seed))
+        made.append(TrainInput(ShuffledBatches(Range(n), batch_size, seed)))
         return made[-1]
 
     yield make
@@ -122,7 +123,7 @@ def make_restored(make, state):
 
 def test_restore_far_away_reads_no_more_than_ahead(make):
     source = Range(10)
-    train_input = TrainInput(source, 4, 0)
+    train_input = TrainInput(ShuffledBatches(source, 4, 0))
     far = train_input.state()
     far["position"] = {"next_index": 10**15}
     train_input.restore(far)
@@ -158,7 +159,7 @@ def test_an_error_of_the_source_reaches_the_reader():
         def take(self, indices):
             raise OSError("disk on fire")
 
-    train_input = TrainInput(Broken(10), 4, 0)
+    train_input = TrainInput(ShuffledBatches(Broken(10), 4, 0))
     with pytest.raises(OSError, match="disk on fire"):
         next(train_input)
     train_input.close()
@@ -174,15 +175,14 @@ def test_an_error_of_the_source_reaches_the_reader():
 )
 def test_bad_arguments_are_refused(n, batch_size, seed, message):
     with pytest.raises(ValueError, match=message):
-        TrainInput(Range(n), batch_size, seed)
+        TrainInput(ShuffledBatches(Range(n), batch_size, seed))
 
 
 @pytest.mark.parametrize("max_examples", [None, 1, 7, 10, 99])
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 10, 64])
 def test_eval_sees_each_example_exactly_once_in_order(batch_size, max_examples):
     source = Range(10)
-    batches = list(eval_batches(source, batch_size, max_examples))
-    assert len(batches) == num_eval_batches(source, batch_size, max_examples)
+    batches = list(read_ahead(OrderedBatches(source, batch_size, max_examples)))
     assert all(len(values) == batch_size for batch in batches for values in batch.values())
     seen, weight = (np.concatenate([batch[field] for batch in batches]) for field in ("id", "weight"))
     expected = min(10, max_examples or 10)
@@ -193,12 +193,11 @@ def test_eval_sees_each_example_exactly_once_in_order(batch_size, max_examples):
 
 
 def test_eval_of_nothing_is_nothing():
-    assert list(eval_batches(Range(0), 4)) == []
-    assert num_eval_batches(Range(0), 4) == 0
+    assert list(read_ahead(OrderedBatches(Range(0), 4))) == []
 
 
 def test_eval_refuses_bad_sizes():
     with pytest.raises(ValueError, match=r"batch_size must be >= 1 \(got 0\)"):
-        list(eval_batches(Range(3), 0))
+        OrderedBatches(Range(3), 0)
     with pytest.raises(ValueError, match=r"max_examples must be >= 1 \(got 0\)"):
-        num_eval_batches(Range(3), 4, 0)
+        OrderedBatches(Range(3), 4, 0)

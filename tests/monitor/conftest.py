@@ -23,6 +23,7 @@ STATUS = {
         "examples_per_second": 2980.11,
         "loss": 0.25747,
         "input_wait_fraction": 0.01,
+        "bad_records": 0,
         "skipped_updates": 0,
         "rollbacks": 0,
         "restarts": 0,

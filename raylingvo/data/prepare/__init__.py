@@ -11,7 +11,11 @@ from raylingvo.errors import RequestError
 
 # Recipe name -> module, imported when it is used, with `prepare(from_path: Path | None, root: Path) -> list[str]`.
 RECIPES: dict[str, str] = {
+    "librispeech": "raylingvo.data.prepare.librispeech",
+    "lm1b": "raylingvo.data.prepare.lm1b",
     "mnist": "raylingvo.data.prepare.mnist",
+    "multi30k": "raylingvo.data.prepare.multi30k",
+    "wmt14_ende": "raylingvo.data.prepare.wmt14_ende",
 }
 
 

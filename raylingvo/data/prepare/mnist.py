@@ -6,23 +6,17 @@ Source, and the IDX format: http://yann.lecun.com/exdb/mnist
 from __future__ import annotations
 
 import gzip
-import hashlib
-import http.client
-import os
 import struct
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raylingvo.data.prepare import _download
+from raylingvo.data.prepare._parquet import atomic
 from raylingvo.errors import RequestError
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 # split -> (images, labels) u8[N, 28, 28], u8[N].
 Splits = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -39,7 +33,6 @@ MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-_TIMEOUT_SECONDS = 30.0  # without a byte
 _SIZE = 28
 _NUM_CLASSES = 10
 
@@ -52,7 +45,7 @@ def prepare(from_path: Path | None, root: Path) -> list[str]:
     Raises RequestError, naming the file, if one is missing or damaged, or there is no network.
     """
     if from_path is None:
-        splits = _from_idx({name: (name, content) for name, content in _download()})
+        splits = _from_idx({name: (name, content) for name, content in _fetch()})
     elif from_path.suffix == ".npz":
         splits = _from_npz(from_path)
     else:
@@ -149,44 +142,13 @@ def _checked(images_in: str, images: np.ndarray, labels_in: str, labels: np.ndar
     return images, labels.astype(np.uint8)
 
 
-def _download() -> Iterator[tuple[str, bytes]]:
+def _fetch() -> Iterator[tuple[str, bytes]]:
     """Official name, content of the .gz, of each file."""
-    # Imported here: the progress bars are only for those who download.
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as progress:
-        for name, md5 in IDX_MD5.items():
-            yield name, _download_one(f"{name}.gz", md5, progress)
-
-
-def _download_one(file: str, md5: str, progress: Progress) -> bytes:
-    failures = []
-    for mirror in MIRRORS:
-        try:
-            content = _fetch(mirror + file, progress)
-        except (OSError, http.client.HTTPException) as e:
-            failures.append(f"{mirror + file}: {e}")
-            continue
-        actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if actual == md5:
-            return content
-        failures.append(f"{mirror + file}: MD5 is {actual}, not {md5}")
-    raise RequestError(
-        f"cannot download {file} ({'; '.join(failures)}). Without a network, get an mnist.npz or the four IDX files "
-        "elsewhere and run: raylingvo data prepare mnist --from PATH"
-    )
-
-
-def _fetch(url: str, progress: Progress) -> bytes:
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
-        length = response.headers.get("Content-Length")
-        task = progress.add_task(url.rpartition("/")[2], total=int(length) if length else None)
-        chunks = []
-        while chunk := response.read(1 << 16):
-            chunks.append(chunk)
-            progress.advance(task, len(chunk))
-        return b"".join(chunks)
+    otherwise = "get an mnist.npz or the four IDX files elsewhere and run: raylingvo data prepare mnist --from PATH"
+    for name, md5 in IDX_MD5.items():
+        urls = tuple(f"{mirror}{name}.gz" for mirror in MIRRORS)
+        published = _download.Published(name=f"{name}.gz", urls=urls, checksum=f"md5:{md5}")
+        yield name, _download.content(published, otherwise)
 
 
 def _write(file: Path, images: np.ndarray, labels: np.ndarray) -> str:
@@ -197,14 +159,6 @@ def _write(file: Path, images: np.ndarray, labels: np.ndarray) -> str:
     n, pixels = len(images), _SIZE * _SIZE
     image = pa.Array.from_buffers(pa.binary(pixels), n, [None, pa.py_buffer(np.ascontiguousarray(images))])
     table = pa.table({"image": image, "label": pa.array(labels, pa.int64())})
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as e:
-        raise RequestError(f"cannot write {file}: {e}; RAYLINGVO_DATA names the folder for data") from e
+    with atomic(file) as temporary:
+        pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
     return f"{file}: {n} images, {file.stat().st_size / 1e6:.1f} MB"

@@ -1,0 +1,81 @@
+"""NumPy's .npz: arrays of equal first dimension, whose rows are the fields of records."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raylingvo.data.records.base import ShardedRecords
+from raylingvo.data.records.files import DataFile, first_line
+from raylingvo.errors import RequestError
+
+
+class NpzRecords(ShardedRecords):
+    """The files' arrays, in memory. A record has a number, str or bytes where the array has one axis, else an array."""
+
+    def __init__(self, files: Sequence[DataFile]):
+        """Raises RequestError for a file that is no .npz, has pickled arrays, or arrays of different lengths."""
+        self._arrays = [_read_npz(file) for file in files]
+        super().__init__("npz", files, [len(next(iter(arrays.values()))) for arrays in self._arrays])
+
+    def _read(self, shard: int, numbers: np.ndarray) -> list[dict[str, Any]]:
+        arrays = self._arrays[shard]
+        # A copy of the rows: who changes a record does not change the data. `tolist` gives Python's own scalars.
+        columns = {
+            name: array[numbers].tolist() if array.ndim == 1 else array[numbers] for name, array in arrays.items()
+        }
+        return [{name: column[i] for name, column in columns.items()} for i in range(len(numbers))]
+
+    def _place(self, shard: int, number: int) -> str:
+        return f"{self._files[shard].path}: record {number}"
+
+
+def _read_npz(file: DataFile) -> dict[str, np.ndarray]:
+    blob = file.open()
+    content = io.BytesIO(blob.window(0, blob.size))
+    if not zipfile.is_zipfile(content):
+        raise RequestError(f"{file.path} is not a readable .npz")
+    content.seek(0)
+    try:
+        # Pickled arrays are refused: loading them would run code of whoever made the file.
+        with np.load(content, allow_pickle=False) as npz:
+            arrays = {name: npz[name] for name in npz.files}
+    # NumPy reads a header as Python: a damaged one raises what it happens to make (SyntaxError, TokenError, ...).
+    except Exception as e:
+        raise RequestError(f"{file.path} is not a readable .npz of plain arrays: {first_line(e)}") from e
+    if not arrays:
+        raise RequestError(f"{file.path} has no arrays")
+    lengths = {name: len(array) if array.ndim else None for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1 or None in lengths.values():
+        shapes = ", ".join(f"{name} {[*array.shape]}" for name, array in arrays.items())
+        raise RequestError(f"{file.path}: arrays must have the same first dimension (got {shapes})")
+    return arrays
+
+
+def write(path: Path, records: Iterable[dict[str, Any]]) -> int:
+    """Writes an .npz, of records that are all in memory; their number.
+
+    Raises RequestError if a record has other fields, shapes or dtypes than the first one.
+    """
+    rows = list(records)
+    if not rows:
+        raise RequestError("an .npz needs at least one record, for the names, shapes and dtypes of its arrays")
+    columns = {name: [np.asarray(row.get(name)) for row in rows] for name in rows[0]}
+    for number, row in enumerate(rows):
+        if row.keys() != rows[0].keys():
+            raise RequestError(f"cannot write record {number}: its fields {[*row]} are not {[*rows[0]]}, as before")
+        for name, arrays in columns.items():
+            array, first = arrays[number], arrays[0]
+            if array.shape != first.shape or array.dtype.kind != first.dtype.kind or array.dtype.kind == "O":
+                raise RequestError(
+                    f"cannot write record {number}: {name!r} is {array.dtype}{[*array.shape]}; an .npz needs arrays of "
+                    f"one plain dtype and shape, and record 0 has {first.dtype}{[*first.shape]}"
+                )
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **{name: np.stack(arrays) for name, arrays in columns.items()})
+    return len(rows)

@@ -1,0 +1,32 @@
+"""A tokenizer as one writes it on a command line: TYPE:FILE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from raylingvo.data import tokenizers
+from raylingvo.data.tokenizers import Tokenizer
+from raylingvo.errors import RequestError
+
+_OF_FILE: dict[str, Callable[[str], Tokenizer]] = {
+    "sentencepiece": lambda file: tokenizers.SentencePieceTokenizer(spm_model=file),
+    "wpm": lambda file: tokenizers.WpmTokenizer(vocab_filepath=file),
+    "words": lambda file: tokenizers.VocabFileTokenizer(token_vocab_filepath=file),
+}
+
+
+def tokenizer_from_text(text: str) -> Tokenizer:
+    """`wpm:FILE`, `sentencepiece:FILE`, `words:FILE` or `ascii`; a file is looked for here, then under RAYLINGVO_DATA.
+
+    Raises RequestError for any other type, and if the file is missing.
+    """
+    kind, _, file = text.partition(":")
+    if kind == "ascii" and not file:
+        return tokenizers.AsciiTokenizer()
+    if kind not in _OF_FILE or not file:
+        known = ", ".join(f"{name}:FILE" for name in _OF_FILE)
+        raise RequestError(f"--tokenizer must be {known} or ascii (got {text!r})")
+    tokenizer = _OF_FILE[kind](str(Path(file).absolute()) if Path(file).exists() else file)
+    tokenizer.check()
+    return tokenizer
