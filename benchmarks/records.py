@@ -40,6 +40,11 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    """The median ratio of rounds."""
+    return round(median([a / b for a, b in zip(ours, theirs, strict=True)]), 2)
+
+
 def reading(shard: Path, rounds: int) -> dict[str, Any]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
@@ -66,10 +71,8 @@ def reading(shard: Path, rounds: int) -> dict[str, Any]:
         rates["tf_data"].append(len(records) / seconds(lambda: list(single)))
         rates["tf_data_batched"].append(len(records) / seconds(lambda: list(batched)))
     return {
-        "ratio": round(median([a / b for a, b in zip(rates["ours"], rates["tf_data"], strict=True)]), 2),
-        "ratio_to_batched": round(
-            median([a / b for a, b in zip(rates["ours"], rates["tf_data_batched"], strict=True)]), 2
-        ),
+        "ratio": _ratio(rates["ours"], rates["tf_data"]),
+        "ratio_to_batched": _ratio(rates["ours"], rates["tf_data_batched"]),
         "examples": len(records),
         "examples_per_second": {name: round(median(values)) for name, values in rates.items()},
         "examples_per_second_of_rounds": {name: [round(value) for value in values] for name, values in rates.items()},
@@ -96,7 +99,7 @@ def indexing(folder: Path, megabytes: int, rounds: int) -> dict[str, Any]:
             reading_file.append(megabytes_of_file / seconds(file.read_bytes))
         figures[f"{format}_index"] = {
             "megabytes_per_second": round(median(building)),
-            "ratio_to_reading": round(median([a / b for a, b in zip(building, reading_file, strict=True)]), 2),
+            "ratio_to_reading": _ratio(building, reading_file),
             "megabytes_per_second_of_rounds": [round(value) for value in building],
             "megabytes": round(megabytes_of_file),
             "records": len(open_records(str(file))),

@@ -284,18 +284,21 @@ def data_vocab(
     pattern: Pattern,
     kind: Annotated[_VocabKind, typer.Option("--type", help="of vocabulary")],
     size: Annotated[int, typer.Option(metavar="N", min=4, help="how many pieces")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="the vocabulary to write")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="the vocabulary to write, relative to RAYLINGVO_DATA")],
     fields: Fields = None,
     as_json: Json = False,
 ) -> None:
     """Makes a vocabulary of the text in some records."""
     from raylingvo.data import stats
+    from raylingvo.data.paths import resolve
     from raylingvo.data.vocabulary import train_vocab
     from raylingvo.monitor.progress import progress_bar
 
     with progress_bar("training") as progress:
         lines = stats.texts(pattern, fields or ())
-        path = train_vocab(kind.value, lines, size, out, progress=lambda _doing, done, total: progress(done, total))
+        path = train_vocab(
+            kind.value, lines, size, resolve(str(out)), progress=lambda _doing, done, total: progress(done, total)
+        )
     _print_json({"vocabulary": str(path), "type": kind.value}) if as_json else print(path)
 
 

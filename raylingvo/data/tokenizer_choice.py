@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from raylingvo.data import tokenizers
 from raylingvo.data.tokenizers import Tokenizer
@@ -17,7 +16,7 @@ _OF_FILE: dict[str, Callable[[str], Tokenizer]] = {
 
 
 def tokenizer_from_text(text: str) -> Tokenizer:
-    """`wpm:FILE`, `sentencepiece:FILE`, `words:FILE` or `ascii`; a file is looked for here, then under RAYLINGVO_DATA.
+    """`wpm:FILE`, `sentencepiece:FILE`, `words:FILE` or `ascii`; files are relative to RAYLINGVO_DATA.
 
     Raises RequestError for any other type, and if the file is missing.
     """
@@ -27,6 +26,6 @@ def tokenizer_from_text(text: str) -> Tokenizer:
     if kind not in _OF_FILE or not file:
         known = ", ".join(f"{name}:FILE" for name in _OF_FILE)
         raise RequestError(f"--tokenizer must be {known} or ascii (got {text!r})")
-    tokenizer = _OF_FILE[kind](str(Path(file).absolute()) if Path(file).exists() else file)
+    tokenizer = _OF_FILE[kind](file)
     tokenizer.check()
     return tokenizer

@@ -1,6 +1,7 @@
 """tf.Examples: what is encoded parses back; every encoding protobuf accepts parses alike; no bytes crash the parser."""
 
 import functools
+import itertools
 import pickle
 import struct
 
@@ -68,7 +69,7 @@ def example_of(**features):
 @settings(deadline=None, max_examples=100)
 def test_unpacked_and_split_numbers_parse_alike(values, cuts):
     bounds = sorted({0, len(values), *(cut for cut in cuts if cut < len(values))})
-    pieces = [values[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [values[a:b] for a, b in itertools.pairwise(bounds)]
     unpacked = b"".join(varint(1 << 3) + varint(v) for v in values)
     in_pieces = b"".join(field(1, b"".join(map(varint, piece))) for piece in pieces)
     merged = b"".join(field(3, field(1, b"".join(map(varint, piece)))) for piece in pieces)
@@ -209,7 +210,7 @@ def test_errors_say_what_was_expected_and_what_was_found():
         with pytest.raises(ExampleError) as error:
             parse_examples(batch, spec)
         assert (str(error.value), error.value.index) == (message, index)
-    with pytest.raises(ExampleError, match="these 5 bytes are no tf.Example"):
+    with pytest.raises(ExampleError, match=r"these 5 bytes are no tf\.Example"):
         parse_examples([b"\xff\xff\xff\xff\xff"], {})
 
 
@@ -257,7 +258,7 @@ def test_encoding_chooses_the_kind():
 
 @pytest.mark.parametrize("value", [None, 1j, 2**63, {"a": 1}, [b"a", 1], [[1], [1, 2]]])
 def test_encoding_refuses_what_no_kind_holds(value):
-    with pytest.raises(ValueError, match="feature 'x' cannot be in a tf.Example"):
+    with pytest.raises(ValueError, match=r"feature 'x' cannot be in a tf\.Example"):
         encode_example({"x": value})
 
 

@@ -71,7 +71,7 @@ def read_errors() -> tuple[type[Exception], ...]:
 
 
 def open_source(file: DataFile) -> tuple[Blob, Any]:
-    """A file as pyarrow reads it: a local one is mapped. `check_unchanged` the blob after reading."""
+    """The file, whose `window` tells whether it has changed, and as pyarrow reads it: a local one is mapped."""
     import pyarrow as pa
 
     blob = file.open()

@@ -10,7 +10,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
-from raylingvo.data.records import CorruptRecordError, open_records, tables
+from raylingvo.data.records import open_records, tables
 from raylingvo.errors import RequestError
 
 N = 50
@@ -78,59 +78,6 @@ def test_rows_in_any_order(root, memory, format, place):
     assert records.read(np.array([7]))[0]["id"] == 7
 
 
-def values(array):
-    """A column through a Parquet file."""
-    from raylingvo.data.records.columns import rows
-
-    return [row["x"] for row in rows(pa.table({"x": array}))]
-
-
-def test_values():
-    for array, expected in [
-        (pa.array([True, None, False]), [True, None, False]),
-        (pa.array([1.5, 2], pa.float32()), [1.5, 2]),
-        (pa.array(["a", None, "ü"]), ["a", None, "ü"]),
-        (pa.array([b"ab", b"cd"], pa.binary(2)), [b"ab", b"cd"]),
-        (pa.array(["b", "a", "b"]).dictionary_encode(), ["b", "a", "b"]),
-        (pa.array([["a"], [], None]), [["a"], [], None]),
-        (pa.array([{"a": 1, "b": [2]}]), [{"a": 1, "b": [2]}]),
-        (pa.array([[[1], [2, 3]]]), [[[1], [2, 3]]]),  # ragged: lists
-        (pa.array([[1, None]]), [[1, None]]),
-    ]:
-        assert values(array) == expected
-
-
-@pytest.mark.parametrize(
-    "type_", [pa.list_(pa.int16()), pa.large_list(pa.int16()), pa.list_(pa.int16(), 2)], ids=["list", "large", "fixed"]
-)
-def test_lists_of_numbers_are_arrays(type_):
-    array = pa.array([[1, 2], [3, 4], [5, 6]], type_)
-    for column, expected in [
-        (array, [[1, 2], [3, 4], [5, 6]]),
-        (array[1:], [[3, 4], [5, 6]]),
-        (pa.chunked_array([array[2:], array[:1]]), [[5, 6], [1, 2]]),
-        (pa.array([[1, 2], None, [3, 4]], type_), [[1, 2], None, [3, 4]]),
-        (array[:0], []),
-    ]:
-        found = values(column)
-        assert len(found) == len(expected)
-        for a, b in zip(found, expected, strict=True):
-            if b is None:
-                assert a is None
-            else:
-                np.testing.assert_array_equal(a, np.array(b, np.int16), strict=True)
-                a[:] = 0  # writable
-
-
-def test_nested_lists_and_other_numbers():
-    (matrix,) = values(pa.array([[[1, 2], [3, 4]]], pa.list_(pa.list_(pa.uint8()))))
-    np.testing.assert_array_equal(matrix, np.array([[1, 2], [3, 4]], np.uint8), strict=True)
-    (flags,) = values(pa.array([[True, False]]))
-    np.testing.assert_array_equal(flags, np.array([True, False]), strict=True)
-    (halves,) = values(pa.array([np.array([0.5, 2], np.float16)]))
-    np.testing.assert_array_equal(halves, np.array([0.5, 2], np.float16), strict=True)
-
-
 def test_groups_are_decoded_once_while_they_fit(root, monkeypatch):
     write_parquet(root / "x.parquet", table())
     decoded = []
@@ -153,18 +100,6 @@ def test_files_of_other_formats_are_refused(root, name, content):
     with pytest.raises(RequestError, match=rf"^{root}/{name} is not a readable (Parquet|Arrow) file: ") as error:
         open_records(name)
     assert "\n" not in str(error.value)
-
-
-def test_a_damaged_page_names_the_row(root):
-    write_parquet(root / "x.parquet", pa.table({"x": [b"<%05d>" % i * 20 for i in range(14)]}), compression="none")
-    content = (root / "x.parquet").read_bytes()
-    at = content.index(b"<00010>")
-    (root / "x.parquet").write_bytes(content[:at] + b"!" + content[at + 1 :])
-    records = open_records("x.parquet")
-    assert records.read(np.array([3]))[0]["x"] == b"<00003>" * 20
-    with pytest.raises(CorruptRecordError, match=r"x.parquet: row 9 in group 1: could not verify page integrity") as e:
-        records.read(np.array([2, 9, 8]))
-    assert e.value.index == 9
 
 
 def test_a_file_that_changes(root, format):
@@ -217,10 +152,3 @@ def test_damaged_files_never_crash(root, format):
         write_records(path, [{"x": i, "y": np.arange(3)} for i in range(20)], format)
     done = subprocess.run([sys.executable, "-c", FUZZ, str(path), "0"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-
-
-def test_streams_of_arrow_bytes_are_zero_copy(root):
-    write_stream(root / "x.arrow", table())
-    before = pa.total_allocated_bytes()
-    records = open_records("x.arrow")
-    assert len(records) == N and pa.total_allocated_bytes() - before < 10_000

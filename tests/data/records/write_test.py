@@ -197,7 +197,7 @@ def test_places_that_cannot_be_written(root, memory, monkeypatch):
     for format in ("text", "array_record", "parquet"):
         with pytest.raises(RequestError, match=r"^cannot write file/x: "):
             write_records("file/x", [{"a": "b"}], format)
-    with pytest.raises(RequestError, match="parquet cannot be gzipped; leave .gz out of the name"):
+    with pytest.raises(RequestError, match=r"parquet cannot be gzipped; leave \.gz out of the name"):
         write_records("x.gz", [{"a": 1}], "parquet")
 
     def refuse(*args, **kwargs):

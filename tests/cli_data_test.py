@@ -1,0 +1,110 @@
+"""`raylingvo data ..`: what goes to which stream, JSON for scripts, one line and status 2 for wrong requests."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from raylingvo import cli
+from raylingvo.data.records import write_records
+
+PAIRS = [f"{'a ' * (i % 7 + 1)}\tb{i}".encode() for i in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYLINGVO_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write_records("pairs.tsv", PAIRS)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """command(*arguments) -> (exit status, stdout, stderr) of `raylingvo data ARGUMENTS`."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["raylingvo", "data", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def as_json(result):
+    status, out, _ = result
+    assert status == 0
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def test_count(command):
+    assert command("count", "pairs.tsv") == (0, "40\n", "")
+    assert as_json(command("count", "iota:7", "--json")) == {"pattern": "iota:7", "records": 7}
+
+
+def test_head(command):
+    status, out, _ = command("head", "pairs.tsv", "-n", 2)
+    assert (status, [json.loads(line) for line in out.splitlines()]) == (0, ["a \tb0", "a a \tb1"])
+    assert as_json(command("head", "pairs.tsv", "--json"))["records"][4] == "a a a a a \tb4"
+
+
+def test_stats(command, tmp_path):
+    status, out, err = command("stats", "pairs.tsv", "--field", 0, "--buckets", 2, "--out", tmp_path / "x.png")
+    assert (status, err) == (0, "reading\n")
+    assert out.startswith("40 records, 155 words\n")
+    assert "bucket_bounds [" in out
+    assert (tmp_path / "x.png").exists()
+    found = as_json(command("stats", "pairs.tsv", "--field", 0, "--tokens", 14, "--buckets", 2, "--json"))
+    assert found["buckets"]["upper_bounds"][-1] == 7
+    assert found["buckets"]["batch_sizes"][-1] == 2
+
+
+def test_vocab_then_stats_in_its_tokens(command):
+    made = as_json(command("vocab", "pairs.tsv", "--type", "words", "--size", 20, "--out", "v.txt", "--json"))
+    assert made["type"] == "words"
+    assert made["vocabulary"].endswith("data/v.txt")
+    found = as_json(command("stats", "pairs.tsv", "--tokenizer", "words:v.txt", "--json"))
+    assert (found["unit"], found["lengths"]["min"]) == ("tokens", 3)  # a, b0 and the end
+
+
+def test_convert(command):
+    status, out, err = command("convert", "pairs.tsv", "pairs.jsonl")
+    assert (status, out, err) == (0, "pairs.jsonl: 40 records\n", "converting\n")
+    assert as_json(command("count", "pairs.jsonl", "--json"))["records"] == 40
+
+
+def test_bench(command):
+    found = as_json(command("bench", "image.digits.LeNet5", "--batches", 3, "--set", "train.batch_size=16", "--json"))
+    assert (found["dataset"], found["examples"]) == ("train", 48)
+    assert "examples/s" in command("bench", "image.digits.LeNet5", "--batches", 3)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("count", "nowhere.tsv"), "nowhere.tsv not found"),
+        (("count", "nowhere*.tsv"), "nowhere*.tsv"),
+        (("head", "pairs.tsv", "-n", "0"), "Invalid value for '--number'"),
+        (("stats", "pairs.tsv", "--field", "9"), "has no field '9'"),
+        (("stats", "pairs.tsv", "--tokenizer", "wpm:no.vocab"), "no.vocab"),
+        (("stats", "pairs.tsv", "--out", "no/x.png"), "--out no/x.png: cannot be written"),
+        (("convert", "pairs.tsv", "pairs.what"), "the format of pairs.what must be one of"),
+        (("vocab", "pairs.tsv", "--type", "spm", "--size", "9", "--out", "v"), "Invalid value for '--type'"),
+        (("vocab", "pairs.tsv", "--type", "wpm", "--size", "5", "--out", "v"), "too small"),
+        (("bench", "image.digits.LeNet"), "image.digits.LeNet5"),
+        (("bench", "image.mnist.LeNet5"), "raylingvo data prepare mnist"),
+        (("prepare", "mnits"), "mnist"),
+    ],
+)
+def test_wrong_requests(command, arguments, message):
+    status, out, err = command(*arguments)
+    assert (status, out) == (2, "")
+    assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
