@@ -1,8 +1,8 @@
 """Multi30k from text to padded and packed batches: target tokens a second, padding, fill, and the cost of a restore.
 
 Needs RAYLINGVO_TEST_DATA (multi30k/train.{en,de}.gz). A joint SentencePiece vocabulary of 8,000 pieces is trained
-first; that time does not count. `cold`: with an empty cache, from opening the files to the end of one epoch, so with the
-tokenization of all of it; `warm`: one epoch, the tokens being in the cache, read as the Trainer reads them. Goals: cold
+first; that time does not count. `cold`: with an empty cache, from opening the files to the end of one epoch, so with
+the tokenization of all of it; `warm`: one epoch from the cache, read as the Trainer reads it. Goals: cold
 and warm >= 300,000 target tokens/s, padding <= 0.12 with the suggested buckets, fill >= 0.97 packed to 256 tokens.
 `restore_seconds`: setting the position and getting the next batch, at step 10 and at step 100,000, each in a new input;
 goal: < 1 s, and the same for both. Prints one JSON line.

@@ -286,6 +286,9 @@ def data_vocab(
     size: Annotated[int, typer.Option(metavar="N", min=4, help="how many pieces")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="the vocabulary to write, relative to RAYLINGVO_DATA")],
     fields: Fields = None,
+    character_coverage: Annotated[
+        float, typer.Option(metavar="SHARE", help="of all characters must be known; e.g. 0.9995 for Chinese")
+    ] = 1.0,
     as_json: Json = False,
 ) -> None:
     """Makes a vocabulary of the text in some records."""
@@ -297,7 +300,12 @@ def data_vocab(
     with progress_bar("training") as progress:
         lines = stats.texts(pattern, fields or ())
         path = train_vocab(
-            kind.value, lines, size, resolve(str(out)), progress=lambda _doing, done, total: progress(done, total)
+            kind.value,
+            lines,
+            size,
+            resolve(str(out)),
+            character_coverage=character_coverage,
+            progress=lambda _doing, done, total: progress(done, total),
         )
     _print_json({"vocabulary": str(path), "type": kind.value}) if as_json else print(path)
 
