@@ -70,8 +70,9 @@ def _counted(lines: Iterable[str], progress: Progress) -> Iterator[str]:
     """The lines that have a word; reports each 1000th."""
     done = 0
     for done, line in enumerate(lines, 1):
-        if line.split():
-            yield to_text(to_bytes(line))  # without lone surrogates
+        content = to_bytes(line)
+        if content.strip():
+            yield to_text(content)  # without lone surrogates
         if done % 1000 == 0:
             progress("reading", done, None)
     progress("reading", done, done)

@@ -1,0 +1,44 @@
+"""Vocabulary files: found, loaded once for each state, from any file system."""
+
+import fsspec
+import pytest
+
+from raylingvo.data.tokenizers import WpmTokenizer, _files
+from raylingvo.errors import RequestError
+
+
+def parse(content, name, *args):
+    return [content, name, args]
+
+
+def test_a_file_is_parsed_once_for_each_state(root):
+    (root / "v").write_bytes(b"one")
+    first = _files.load("v", parse, True)
+    assert first == [b"one", str(root / "v"), (True,)]
+    assert _files.load("v", parse, True) is first
+    assert _files.load("v", parse, False) is not first
+    (root / "v").write_bytes(b"other")
+    assert _files.load("v", parse, True)[0] == b"other"
+
+
+def test_an_empty_file(root):
+    (root / "v").touch()
+    assert _files.load("v", parse)[0] == b""
+
+
+def test_a_vocabulary_in_a_bucket():
+    with fsspec.open("memory://vocabularies/v.txt", "wb") as file:
+        file.write(b"<unk>\n<s>\n</s>\na\n")
+    tokenizer = WpmTokenizer(vocab_filepath="memory://vocabularies/v.txt")
+    tokenizer.check()
+    assert tokenizer.encode(["a"], 3)[1].tolist() == [[0, 3, 2]]
+    assert "memory://" in tokenizer.fingerprint()
+
+
+def test_a_folder_is_no_file(root):
+    with pytest.raises(RequestError, match="is a folder"):
+        _files.find_one(".")
+
+
+def test_only_a_newline_ends_a_line():
+    assert _files.lines(b"a\r\n\nb\x0bc\xe2\x80\xa8d\n\n") == [(1, b"a\r"), (3, b"b\x0bc\xe2\x80\xa8d")]
