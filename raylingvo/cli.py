@@ -266,17 +266,21 @@ def data_stats(
 @data_app.command("convert")
 def data_convert(
     pattern: Pattern,
-    target: Annotated[str, typer.Argument(metavar="FILE", help="the file to write; its ending says the format")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="to write, under RAYLINGVO_DATA, or a URL; its ending says the format"),
+    ],
     format: Annotated[str, typer.Option(metavar="NAME", help="the format, if the ending does not say it")] = "",
     as_json: Json = False,
 ) -> None:
     """Writes records in another format."""
-    from raylingvo.data.convert import convert
+    from raylingvo.data.convert import convert, written_path
     from raylingvo.monitor.progress import progress_bar
 
     with progress_bar("converting") as progress:
         number = convert(pattern, target, format, progress)
-    _print_json({"records": number, "target": target}) if as_json else print(f"{target}: {number:,} records")
+    path = written_path(target)
+    _print_json({"records": number, "target": path}) if as_json else print(f"{path}: {number:,} records")
 
 
 @data_app.command("vocab")

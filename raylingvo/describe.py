@@ -23,14 +23,15 @@ def datasets(experiment: Experiment) -> list[dict[str, Any]]:
     rows = []
     for name, dataset in experiment.datasets.items():
         batches = dataset.eval_batches(1)
+        sample = next(batches.samples(), {})
         uses = [use for use in ("eval", "decode") if name in getattr(experiment, use)]
         rows.append(
             {
                 "name": name,
                 "class": type(dataset).__name__,
                 "used_by": ["train"] * (name == experiment.train.dataset) + uses,
-                "num_examples": batches.identity["num_examples"],
-                "fields": {key: f"{x.dtype}{list(x.shape[1:])}" for key, x in batches[0].items() if key != "weight"},
+                "num_examples": batches.num_examples,
+                "fields": {key: f"{x.dtype}{list(x.shape[1:])}" for key, x in sample.items() if key != "weight"},
             }
         )
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 
@@ -74,10 +75,25 @@ def test_vocab_then_stats_in_its_tokens(command):
     assert (found["unit"], found["lengths"]["min"]) == ("tokens", 3)  # a, b0 and the end
 
 
-def test_convert(command):
+def test_vocab_says_where_it_went(command, data):
+    made = command("vocab", "pairs.tsv", "--type", "words", "--size", 20, "--out", "new/v.txt")
+    assert made == (0, f"{data}/new/v.txt\n", "training\n")
+
+
+def test_convert_says_where_it_went(command, data):
     status, out, err = command("convert", "pairs.tsv", "pairs.jsonl")
-    assert (status, out, err) == (0, "pairs.jsonl: 40 records\n", "converting\n")
-    assert as_json(command("count", "pairs.jsonl", "--json"))["records"] == 40
+    assert (status, out, err) == (0, f"{data}/pairs.jsonl: 40 records\n", "converting\n")
+    made = as_json(command("convert", "pairs.tsv", "new/pairs.jsonl", "--json"))
+    assert made == {"records": 40, "target": f"{data}/new/pairs.jsonl"}
+    assert as_json(command("count", "new/pairs.jsonl", "--json"))["records"] == 40
+    assert "RAYLINGVO_DATA" in command("convert", "--help")[1]
+
+
+def test_head_of_values_that_json_lacks(command):
+    write_records("odd.parquet", [{"time": datetime.datetime(2024, 2, 29), "score": float("nan")}])
+    expected = {"time": "2024-02-29 00:00:00", "score": None}
+    assert json.loads(command("head", "odd.parquet")[1]) == expected
+    assert as_json(command("head", "odd.parquet", "--json"))["records"] == [expected]
 
 
 def test_bench(command):
@@ -92,7 +108,7 @@ def test_bench(command):
         (("count", "nowhere.tsv"), "nowhere.tsv not found"),
         (("count", "nowhere*.tsv"), "nowhere*.tsv"),
         (("head", "pairs.tsv", "-n", "0"), "Invalid value for '--number'"),
-        (("stats", "pairs.tsv", "--field", "9"), "has no field '9'"),
+        (("stats", "pairs.tsv", "--field", "9"), "no field '9'"),
         (("stats", "pairs.tsv", "--tokenizer", "wpm:no.vocab"), "no.vocab"),
         (("stats", "pairs.tsv", "--out", "no/x.png"), "--out no/x.png: cannot be written"),
         (("convert", "pairs.tsv", "pairs.what"), "the format of pairs.what must be one of"),

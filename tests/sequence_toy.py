@@ -13,6 +13,7 @@ class Sequences:
     def __init__(self, length_NxC, first=0):
         self.facts = {"num_bad_records": 0.0}
         self.length_NxC = np.asarray(length_NxC, np.int64)
+        self.record_N = np.arange(len(self.length_NxC))
         self.first = first
         names = ("src", "tgt")[-self.length_NxC.shape[1] :]
         self.columns = [Column(name=n, pad_id=EOS, sos_id=SOS if n == "tgt" else None) for n in names]

@@ -1,18 +1,20 @@
-"""Who goes first on one machine: training, then Evalers and Decoders, then what Ray runs for itself."""
+"""Who goes first on one machine: training, then the other roles, then what Ray runs for itself."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-READERS = 10  # niceness
+ROLES = 10  # niceness; the Trainer's is 0
 RAY = 19
 
 # Parts of the commands of what ray.init starts beside the raylet, and the titles of what the raylet itself needs.
-_HELPERS = ("/ray/gcs/gcs_server ", "/ray/dashboard/dashboard.py ", "/ray/autoscaler/", "/ray/_private/log_monitor.py ")
+_HELPERS = ("/ray/dashboard/dashboard.py ", "/ray/autoscaler/", "/ray/_private/log_monitor.py ")
+# (GCS is not among them: starting an actor and telling that one has died go through it.)
 _AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
@@ -26,9 +28,19 @@ def let_ray_step_back() -> None:
         set_niceness(process.pid, RAY)
 
 
-def set_niceness(pid: int, niceness: int) -> None:
-    """Of all threads of a process: on Linux each has its own, and gives it to those it starts."""
+def let_ray_threads_step_back() -> None:
+    """In the Trainer's process, not on its main thread, and before it starts threads of its own: Ray's do.
+
+    Ray's main thread looks for signals a hundred times a second.
+    """
+    set_niceness(os.getpid(), ROLES, but=threading.get_native_id())
+
+
+def set_niceness(pid: int, niceness: int, *, but: int | None = None) -> None:
+    """Of all threads of a process but one: on Linux each has its own, and gives it to those it starts."""
     for thread in Path(f"/proc/{pid}/task").glob("*"):
+        if int(thread.name) == but:
+            continue
         try:
             os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
         except ProcessLookupError:  # it has ended meanwhile
@@ -37,13 +49,24 @@ def set_niceness(pid: int, niceness: int) -> None:
 
 def _helpers() -> Iterator[psutil.Process]:
     """Of the children of this process those that Ray runs for itself, with theirs."""
-    for child in psutil.Process().children():
-        try:
-            command = " ".join(child.cmdline()) + " "
-            if "/ray/raylet/raylet " in command:
-                # Not itself: workers inherit its niceness and could not raise it again, and one becomes the Trainer.
-                yield from (p for p in child.children() if " ".join(p.cmdline()).startswith(_AGENTS))
-            elif any(part in command for part in _HELPERS):
-                yield from (child, *child.children(recursive=True))
-        except psutil.NoSuchProcess:  # it has ended meanwhile
-            continue
+    for child in _children(psutil.Process()):
+        command = _command(child)
+        if "/ray/raylet/raylet " in command:
+            # Not itself: workers inherit its niceness and could not raise it again, and one becomes the Trainer.
+            yield from (process for process in _children(child) if _command(process).startswith(_AGENTS))
+        elif any(part in command for part in _HELPERS):
+            yield from (child, *_children(child, recursive=True))
+
+
+def _children(process: psutil.Process, *, recursive: bool = False) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=recursive)
+    except psutil.NoSuchProcess:  # it has ended meanwhile
+        return []
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()) + " "
+    except psutil.NoSuchProcess:
+        return ""

@@ -46,7 +46,7 @@ class Feed(Protocol):
 class SnapshotReader(abc.ABC):
     """Works on snapshots of an experiment with one dataset, and records metrics in `LOGDIR/<kind>_<dataset>`.
 
-    The step is compiled once for each shape of batch, the first one before the first snapshot comes.
+    The step is compiled once for each shape of batch, all of them before the first snapshot comes.
     """
 
     kind: Kind
@@ -63,7 +63,7 @@ class SnapshotReader(abc.ABC):
             raise RequestError(f"dataset {dataset}: there is no example to read")
         self._log = MetricsLog(self.directory)
         self._step = StepForShapes(self._compute)
-        self._out_info = self._step.compile_for(self._model.abstract, self._batches[0]).out_info
+        self._out_info = self._step.compile(self._model.abstract, self._batches.samples()).out_info
 
     @property
     def abstract_weights(self) -> Weights:

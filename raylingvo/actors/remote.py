@@ -51,11 +51,10 @@ class Job:
         self.import_paths = [path for path in sys.path if path]
         self.environment = {"RAYLINGVO_DATA": str(data_root())}
 
-    def enter(self, platform: Mapping[str, str], niceness: int) -> Experiment:
+    def enter(self, platform: Mapping[str, str]) -> Experiment:
         """In the role's process, before JAX is imported: makes the process the role's, returns the experiment."""
         os.environ.update(self.environment, **platform)
         sys.path.extend(path for path in self.import_paths if path not in sys.path)
-        os.nice(niceness)
         from raylingvo.experiment import Experiment
 
         return config.load(self.config, Experiment)
@@ -73,6 +72,7 @@ class StoreActor:
     """The SnapshotStore: holds references to snapshots it owns, wakes those who wait."""
 
     def __init__(self, run: str, max_bytes: int, max_count: int):
+        priorities.set_niceness(os.getpid(), priorities.ROLES)
         self._run = run
         self._spill = SpillFolder()
         self._store = SnapshotStore(max_bytes, max_count, delete=self._spill.delete)
@@ -192,7 +192,8 @@ class TrainerActor:
 
         What fails in here, the import of the user's modules too, is the run's failure and not the death of a role.
         """
-        experiment = self._job.enter(self._platform, niceness=0)
+        priorities.let_ray_threads_step_back()
+        experiment = self._job.enter(self._platform)
         from raylingvo.actors.trainer import Trainer
 
         self._trainer = Trainer(experiment, Path(self._job.logdir), _Publisher(self._store))
@@ -262,7 +263,8 @@ class ReaderActor:
     def run(self) -> None:
         """Works until the store says that nothing will follow."""
         # On one machine training goes first. Accelerators do not care.
-        experiment = self._job.enter(self._platform, niceness=priorities.READERS)
+        priorities.set_niceness(os.getpid(), priorities.ROLES)
+        experiment = self._job.enter(self._platform)
         if self._kind == "evaler":
             from raylingvo.actors.evaler import Evaler as Role
         else:

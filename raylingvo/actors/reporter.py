@@ -62,7 +62,7 @@ class StepClock:
         self._begin(0)
 
     def first_step(self, step: int) -> None:
-        """The first step of this process has finished: what it compiled is not counted as speed."""
+        """The first step of this process has finished: what it took to get there is not counted as speed."""
         self.first_step_time, self._first_step, self._first_examples = time.time(), step, self._examples
         self._begin(step)
         self._first_end = self._start

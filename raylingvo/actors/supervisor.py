@@ -20,7 +20,7 @@ from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.monitor.status import Status, TrainerStatus
 from raylingvo.training import checkpoints, early_stop
 
-TICK_SECONDS = 0.5  # how often the live view is brought up to date
+TICK_SECONDS = 1.0  # how often the live view is brought up to date
 
 Ending = Literal["finished", "interrupted", "failed"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -132,15 +133,15 @@ class Trainer:
         data = self._experiment.datasets[settings.dataset]
         batches = data.train_batches(settings.batch_size, settings.seed)
         self._input = resources.enter_context(contextlib.closing(TrainInput(batches)))
-        start = self._input.state()
-        batch = self._any_batch = next(self._input)
-        self._input.restore(start)
 
         self._phase = "compiling"
-        state = init_state(self._experiment, batch)
+        samples = batches.samples()
+        self._any_batch = next(samples)
+        state = init_state(self._experiment, self._any_batch)
         self._abstract = jax.eval_shape(lambda: state)
         self._train_step = StepForShapes(make_train_step(self._experiment), donate_argnums=0)
-        self._lowered = self._train_step.compile_for(state, batch)
+        # Every shape before the clock starts: one that came later would be compiled within a lap.
+        self._lowered = self._train_step.compile(state, itertools.chain([self._any_batch], samples))
 
         checkpoints.clean(self._logdir)
         restored = next(self._saved_states(), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,8 +43,13 @@ class Batches(Protocol):
     """Batch k is a function of k alone: it may be asked for in any order, from several threads."""
 
     @property
+    def num_examples(self) -> int:
+        """Of the data; too long ones count."""
+        ...
+
+    @property
     def identity(self) -> Mapping[str, Any]:
-        """JSON values that a position belongs to: two streams of one identity have the same batch at each number."""
+        """Some JSON values that a position belongs to: of one identity are only streams of equal examples in order."""
         ...
 
     @property
@@ -58,6 +63,10 @@ class Batches(Protocol):
 
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
         """Batch k: field -> array whose first axis is the batch, and `weight` f32[B], 0 for rows that are padding."""
+        ...
+
+    def samples(self) -> Iterator[dict[str, np.ndarray]]:
+        """A batch of each shape that there may be."""
         ...
 
 
@@ -91,6 +100,7 @@ class ShuffledBatches:
         self._source = source
         self._order = order or Shuffled(np.arange(len(source)), seed)
         self._batch_size, self._rows = batch_size, shard.rows(batch_size)
+        self.num_examples = len(source)
         self.identity = {"seed": seed, "batch_size": batch_size, "num_examples": len(source)}
 
     def __len__(self) -> int:
@@ -100,6 +110,9 @@ class ShuffledBatches:
         positions = np.arange(k * self._batch_size, (k + 1) * self._batch_size)[self._rows]
         batch = self._source.take(self._order.at(positions))
         return {**batch, "weight": np.ones(len(positions), np.float32)}
+
+    def samples(self) -> Iterator[dict[str, np.ndarray]]:
+        yield self[0]
 
 
 class OrderedBatches:
@@ -114,17 +127,21 @@ class OrderedBatches:
     def __init__(self, source: Source, batch_size: int, max_examples: int | None = None, shard: Shard = WHOLE):
         check_batch_size(batch_size)
         self._source = source
-        self._num_examples = at_most(len(source), max_examples)
+        self.num_examples = at_most(len(source), max_examples)
         self._batch_size, self._rows = batch_size, shard.rows(batch_size)
-        self.identity = {"batch_size": batch_size, "num_examples": self._num_examples}
+        self.identity = {"batch_size": batch_size, "num_examples": self.num_examples}
 
     def __len__(self) -> int:
-        return -(-self._num_examples // self._batch_size)
+        return -(-self.num_examples // self._batch_size)
 
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
         positions = np.arange(k * self._batch_size, (k + 1) * self._batch_size)[self._rows]
-        batch = self._source.take(np.minimum(positions, self._num_examples - 1))
-        return {**batch, "weight": (positions < self._num_examples).astype(np.float32)}
+        batch = self._source.take(np.minimum(positions, self.num_examples - 1))
+        return {**batch, "weight": (positions < self.num_examples).astype(np.float32)}
+
+    def samples(self) -> Iterator[dict[str, np.ndarray]]:
+        if len(self):
+            yield self[0]
 
 
 ENDLESS = 2**63 - 1

@@ -12,6 +12,8 @@ import numpy as np
 from raylingvo.data.dataset import Dataset
 from raylingvo.data.pipeline import TrainInput
 
+_PADDINGS = "paddings"
+
 
 def bench(
     dataset: Dataset,
@@ -23,38 +25,40 @@ def bench(
     """Reads batches as the Trainer does; a JSON value of what came, and how fast. progress: (batches done, all).
 
     {"batches", "examples", "seconds", "examples_per_second", "batches_per_second", "open_seconds": until the first
-    batch, "facts"}, and for sequences "tokens", "tokens_per_second" (of the column with most) and "padding_waste" (the
-    share of all positions).
+    batch, "facts"}. Of packed batches "rows" and "rows_per_second" stand in place of the examples: a row holds several.
+    Sequences have also "tokens" and "tokens_per_second", each {column: number} (such as "src" and "tgt"; "ids" is the
+    column without a name), and "padding_waste", the share of all positions.
     """
     start = time.perf_counter()
     with contextlib.closing(TrainInput(dataset.train_batches(batch_size, seed))) as train_input:
-        next(train_input)
+        first = next(train_input)
         opened = time.perf_counter()
-        examples, positions, tokens = 0, 0, {}
+        counted, positions, tokens = 0, 0, {}
         for k in range(num_batches):
             batch = next(train_input)
-            examples += int(np.count_nonzero(batch["weight"]))
+            counted += int(np.count_nonzero(batch["weight"]))
             for name, values in batch.items():
-                if name.endswith("paddings"):
+                if name.endswith(_PADDINGS):
+                    column = name.removesuffix(_PADDINGS).removesuffix("_") or "ids"
                     positions += values.size
-                    tokens[name] = tokens.get(name, 0) + int((values == 0).sum())
+                    tokens[column] = tokens.get(column, 0) + int((values == 0).sum())
             progress(k + 1, num_batches)
         seconds = time.perf_counter() - opened
         facts = dict(train_input.facts)
+    unit = "rows" if any(name.endswith("segment_ids") for name in first) else "examples"
     result: dict[str, Any] = {
         "batches": num_batches,
-        "examples": examples,
+        unit: counted,
         "seconds": seconds,
         "open_seconds": opened - start,
         "batches_per_second": num_batches / seconds,
-        "examples_per_second": examples / seconds,
+        f"{unit}_per_second": counted / seconds,
         "facts": facts,
     }
     if tokens:
-        most = max(tokens.values())
         result |= {
-            "tokens": most,
-            "tokens_per_second": most / seconds,
+            "tokens": tokens,
+            "tokens_per_second": {column: number / seconds for column, number in tokens.items()},
             "padding_waste": 1 - sum(tokens.values()) / positions,
         }
     return result

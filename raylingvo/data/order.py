@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Protocol
+from fractions import Fraction
+from typing import Any, Protocol
 
 import numpy as np
 
 # N examples, P positions that are asked for.
 
-# A block of a mixture: its shares are exact in each, so weights count to the fourth digit.
+# Positions of a mixture that are shuffled together: from block to block shares are exact to one position.
 _BLOCK = 10_000
+
+# Orders of one seed that are to be independent of each other have numbers.
+EXAMPLES, BUCKETS, PACKING, MIXTURE, PARTS = range(5)
+FIRST_FREE = 16
 
 
 class Order(Protocol):
@@ -32,7 +37,7 @@ class Shuffled:
     examples: i64[N], N >= 1. seed: in [0, 2^64). stream: orders of one seed with other streams are independent.
     """
 
-    def __init__(self, examples: np.ndarray, seed: int, stream: int = 0):
+    def __init__(self, examples: np.ndarray, seed: int, stream: int = EXAMPLES):
         if not len(examples):
             raise ValueError("examples must have at least one (got none)")
         self._examples = examples
@@ -54,14 +59,16 @@ class Shuffled:
 class Mixed:
     """Draws from several orders by weight; each of them goes on where its last draw ended.
 
-    weights: >= 1/10000 of their sum each. In every block of 10,000 positions the shares are exact to one position;
-    within it the sources are shuffled. seed, stream: as for Shuffled.
+    weights: > 0, at most 100 of them. After any number of blocks of 10,000 positions each order has had its share, to
+    one position for each; within a block the orders are shuffled. seed, stream: as for Shuffled.
     """
 
-    def __init__(self, orders: Sequence[Order], weights: Sequence[float], seed: int, stream: int = 0):
+    def __init__(self, orders: Sequence[Order], weights: Sequence[float], seed: int, stream: int = MIXTURE):
+        check_weights(weights)
         self._orders = orders
-        self._counts = _apportion(weights)
-        self._source = np.repeat(np.arange(len(orders)), self._counts)
+        total = sum(map(Fraction, weights))
+        self._shares = [Fraction(weight) / total for weight in weights]
+        self._most = int(np.argmax(weights))
         self._block = functools.lru_cache(maxsize=2)(self._make_block)
         self._seed, self._stream = seed, stream
 
@@ -73,7 +80,7 @@ class Mixed:
             here = block_P == block
             source, rank = self._block(int(block))
             source_P[here] = source[offset_P[here]]
-            rank_P[here] = rank[offset_P[here]] + int(block) * self._counts[source_P[here]]
+            rank_P[here] = rank[offset_P[here]]
         found = np.empty(len(position_P), np.int64)
         for s, order in enumerate(self._orders):
             here = source_P == s
@@ -82,18 +89,42 @@ class Mixed:
         return found
 
     def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """The source at each position of a block, and how many positions before it in the block are of that source."""
-        source = self._source[permutation(_BLOCK, self._seed, block, stream=self._stream)]
-        return source, ranks(source)
+        """The source at each position of a block, and how many positions before it (of all) are of that source."""
+        before, after = self._drawn(block), self._drawn(block + 1)
+        source = np.repeat(np.arange(len(before)), after - before)
+        source = source[permutation(_BLOCK, self._seed, block, stream=self._stream)]
+        return source, before[source] + ranks(source)
+
+    def _drawn(self, blocks: int) -> np.ndarray:
+        """i64[S], how many positions of the first blocks are of each source: never less than of fewer blocks."""
+        positions = blocks * _BLOCK
+        # Rounded down, and what is left goes to the one with most, whose share of a block is more than one for each.
+        drawn = [positions * share.numerator // share.denominator for share in self._shares]
+        drawn[self._most] += positions - sum(drawn)
+        return np.array(drawn)
 
 
-def permutation(n: int, seed: int, epoch: int, *, stream: int = 0) -> np.ndarray:
+def check_weights(weights: Sequence[float]) -> None:
+    """Raises ValueError unless they are from 1 to 100 finite numbers > 0."""
+    if not 1 <= len(weights) <= 100 or not all(0 < weight < float("inf") for weight in weights):
+        raise ValueError(f"weights must be 1 to 100 finite numbers > 0 (got {list(weights)})")
+
+
+def part_seed(seed: int, part: int) -> int:
+    """A seed for one of several streams of batches, independent of the others'."""
+    return int(np.random.Philox(**_philox(seed, part, PARTS)).random_raw())
+
+
+def permutation(n: int, seed: int, epoch: int, *, stream: int = EXAMPLES) -> np.ndarray:
     """i64[n], the order of n things in one epoch: a function of its arguments, of 64 bits each."""
     # Sorting random bits instead of Generator.permutation: NumPy promises to keep the bits of a bit generator, but not
     # what Generator makes of them (NEP 19), and a checkpoint must resume in the same order after an upgrade.
-    key, counter = np.array([seed, epoch], np.uint64), np.array([0, 0, 0, stream], np.uint64)
-    bits = np.random.Philox(key=key, counter=counter).random_raw(n)
+    bits = np.random.Philox(**_philox(seed, epoch, stream)).random_raw(n)
     return np.argsort(bits, kind="stable")
+
+
+def _philox(seed: int, number: int, stream: int) -> dict[str, Any]:
+    return {"key": np.array([seed, number], np.uint64), "counter": np.array([0, 0, 0, stream], np.uint64)}
 
 
 def ranks(kind_N: np.ndarray) -> np.ndarray:
@@ -103,16 +134,3 @@ def ranks(kind_N: np.ndarray) -> np.ndarray:
     rank_N = np.empty(len(kind_N), np.int64)
     rank_N[by_kind] = np.arange(len(kind_N)) - starts[kind_N[by_kind]]
     return rank_N
-
-
-def _apportion(weights: Sequence[float]) -> np.ndarray:
-    """i64[S], positions of a block for each of S weights: exact shares, rounded by largest remainder."""
-    weight_S = np.asarray(weights, np.float64)
-    if not (np.isfinite(weight_S).all() and (weight_S > 0).all()):
-        raise ValueError(f"weights must be > 0 and finite (got {list(weights)})")
-    share_S = weight_S / weight_S.sum() * _BLOCK
-    count_S = np.floor(share_S).astype(np.int64)
-    count_S[np.argsort(count_S - share_S, kind="stable")[: _BLOCK - count_S.sum()]] += 1
-    if not count_S.all():
-        raise ValueError(f"weights must each be at least 1/{_BLOCK} of their sum (got {list(weights)})")
-    return count_S

@@ -6,16 +6,16 @@ gives). A row is then an example like any other: rows are shuffled anew in each 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from raylingvo.data.batches import ENDLESS, WHOLE, Shard, at_most, check_batch_size, check_seed
-from raylingvo.data.order import Shuffled, permutation
-from raylingvo.data.sequences import SequenceSource, pack
+from raylingvo.data.order import PACKING, Shuffled, permutation
+from raylingvo.data.sequences import SequenceSource, digest, pack
 from raylingvo.errors import RequestError
-from raylingvo.ops.bin_packing import best_fit
+from raylingvo.ops.bin_packing import best_fit, fill_ratio
 
 # R rows, C columns.
 
@@ -30,7 +30,8 @@ class _Rows:
             raise RequestError(f"packed_lengths must have a length for each of {names} (got {list(lengths)})")
         self._source, self._lengths = source, lengths
         length_MxC = source.length_NxC[candidates]
-        fits = (length_MxC <= np.array(lengths)).all(axis=1) & (length_MxC > 0).all(axis=1)
+        short, empty = (length_MxC <= np.array(lengths)).all(axis=1), (length_MxC == 0).any(axis=1)
+        fits = short & ~empty
         candidates, length_MxC = candidates[fits], length_MxC[fits]
         if not len(candidates):
             raise RequestError(f"no example fits into packed_lengths {list(lengths)}")
@@ -40,8 +41,9 @@ class _Rows:
         self._starts = np.searchsorted(row_M[by_row], np.arange(self.number + 1))
         self.facts = {
             **source.facts,
-            "num_too_long": float((~fits).sum()),
-            "packing_fill": float(length_MxC.sum() / (self.number * sum(lengths))),
+            "num_too_long": float((~short).sum()),
+            "num_empty": float((short & empty).sum()),
+            "packing_fill": fill_ratio(length_MxC, lengths, self.number),
         }
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -65,17 +67,16 @@ class PackedBatches:
     ):
         check_batch_size(batch_size)
         check_seed(seed)
-        num_examples = len(source.length_NxC)
-        self._rows = _Rows(source, lengths, permutation(num_examples, seed, 0, stream=1))
+        self.num_examples = len(source.length_NxC)
+        self._rows = _Rows(source, lengths, permutation(self.num_examples, seed, 0, stream=PACKING))
         self.facts = self._rows.facts
         self._order = Shuffled(np.arange(self._rows.number), seed)
         self._batch_size, self._mine = batch_size, shard.rows(batch_size)
         self.identity: Mapping[str, Any] = {
             "seed": seed,
             "batch_size": batch_size,
-            "num_examples": num_examples,
-            "packed_lengths": list(lengths),
-            "tokens": int(source.length_NxC.sum()),
+            "num_examples": self.num_examples,
+            "data": digest(source, packed_lengths=list(lengths)),
         }
 
     def __len__(self) -> int:
@@ -84,6 +85,9 @@ class PackedBatches:
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
         positions = np.arange(k * self._batch_size, (k + 1) * self._batch_size)[self._mine]
         return self._rows.read(self._order.at(positions))
+
+    def samples(self) -> Iterator[dict[str, np.ndarray]]:
+        yield self[0]
 
 
 class OrderedPackedBatches:
@@ -98,11 +102,11 @@ class OrderedPackedBatches:
         shard: Shard = WHOLE,
     ):
         check_batch_size(batch_size)
-        num_examples = at_most(len(source.length_NxC), max_examples)
-        self._rows = _Rows(source, lengths, np.arange(num_examples))
+        self.num_examples = at_most(len(source.length_NxC), max_examples)
+        self._rows = _Rows(source, lengths, np.arange(self.num_examples))
         self.facts = self._rows.facts
         self._batch_size, self._mine = batch_size, shard.rows(batch_size)
-        self.identity: Mapping[str, Any] = {"batch_size": batch_size, "num_examples": num_examples}
+        self.identity: Mapping[str, Any] = {"batch_size": batch_size, "num_examples": self.num_examples}
 
     def __len__(self) -> int:
         return -(-self._rows.number // self._batch_size)
@@ -110,3 +114,6 @@ class OrderedPackedBatches:
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
         rows = np.arange(k * self._batch_size, (k + 1) * self._batch_size)[self._mine]
         return self._rows.read(np.where(rows < self._rows.number, rows, -1))
+
+    def samples(self) -> Iterator[dict[str, np.ndarray]]:
+        yield self[0]

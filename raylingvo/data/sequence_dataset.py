@@ -22,13 +22,11 @@ class SequenceDataset(Dataset):
     of its bucket. Longer ones are left out and counted. bucket_batch_sizes: the batch size of each bucket; (): that of
     the role for all of them. packed_lengths: the positions of a row for each column, in which several examples stand
     one behind the other; the role's batch size is then the number of rows. `raylingvo data stats` suggests bounds.
-    max_bad_records: so many damaged records are left out and counted, one more is an error.
     """
 
     bucket_bounds: tuple[int, ...] = ()
     bucket_batch_sizes: tuple[int, ...] = ()
     packed_lengths: tuple[int, ...] = ()
-    max_bad_records: int = 0
 
     def __post_init__(self) -> None:
         if bool(self.bucket_bounds) == bool(self.packed_lengths):
@@ -43,8 +41,6 @@ class SequenceDataset(Dataset):
         for name in ("bucket_batch_sizes", "packed_lengths"):
             if any(value < 1 for value in getattr(self, name)):
                 raise ValueError(f"{name} must be >= 1 (got {list(getattr(self, name))})")
-        if self.max_bad_records < 0:
-            raise ValueError(f"max_bad_records must be >= 0 (got {self.max_bad_records})")
 
     @abc.abstractmethod
     def open(self) -> SequenceSource:

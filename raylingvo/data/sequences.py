@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -58,6 +60,11 @@ class SequenceSource(Protocol):
         ...
 
     @property
+    def record_N(self) -> np.ndarray:
+        """i64[N], the number of the record that each example was made from, in its own source."""
+        ...
+
+    @property
     def facts(self) -> Mapping[str, float]:
         """What there is to know about the data, as metrics: `num_bad_records` and the like."""
         ...
@@ -70,6 +77,17 @@ class SequenceSource(Protocol):
     def take(self, indices: np.ndarray) -> list[Ragged]:
         """The examples at `indices` (i64[B]), in that order, for each of the C columns."""
         ...
+
+
+def digest(source: SequenceSource, **settings: Any) -> str:
+    """16 hexadecimal digits that tell apart what a position belongs to: the lengths in their order, and how they are
+    batched.
+    """
+    found = hashlib.blake2b(digest_size=8)
+    columns = [dataclasses.astuple(column) for column in source.columns]
+    found.update(json.dumps([columns, list(source.groups), settings], sort_keys=True).encode())
+    found.update(np.ascontiguousarray(source.length_NxC, np.int64))
+    return found.hexdigest()
 
 
 def pad(columns: Sequence[Column], sequences: Sequence[Ragged], length: int) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from raylingvo.data import buckets
-from raylingvo.data.convert import as_fields
+from raylingvo.data.fields import MissingFieldError, as_fields, fields_of, text_of
 from raylingvo.data.records import Records, open_records
 from raylingvo.data.tokenizers import Tokenizer
 from raylingvo.errors import RequestError
@@ -30,8 +31,9 @@ def stats(
     """A JSON value about the records of a pattern.
 
     The length of a record is that of the longest of `fields` (columns or keys; numbers of tab-separated fields, from 0;
-    (): the whole line, or all texts of the record): tokens if there is a tokenizer, else words of text, ids of a list,
-    and bytes of what is neither. progress is called with (records done, all records).
+    (): the whole line, or all texts of the record, and without any all that has a length): tokens if there is a
+    tokenizer, else words of text, ids of a list, and bytes of what is neither. The first records decide which; a null
+    counts as empty. progress is called with (records done, all records).
 
     {"pattern", "records", "unit", "lengths": {"min", "mean", "max", "total", "p50", ..}, "histogram": [[upper bound,
     records], ..], "buckets": {"upper_bounds", "batch_sizes", "padding_waste"}}. Raises RequestError if there is no such
@@ -69,22 +71,25 @@ def stats(
 
 
 def head(pattern: str, number: int) -> list[Any]:
-    """The first records as JSON values; bytes that are no text as {"bytes": how many, "hex": the first ones}."""
+    """The first records as JSON values; bytes that are no text as {"bytes": how many, "hex": the first ones}.
+
+    Numbers that are not finite are null; what JSON has no form for, such as a time, is its `str`.
+    """
     records = open_records(pattern)
     return [_json(record) for record in records.read(np.arange(min(number, len(records))))]
 
 
 def texts(pattern: str, fields: Sequence[str] = ()) -> Iterator[str]:
-    """The texts in `fields` (as for `stats`) of all records. Raises RequestError if one is no text."""
+    """The texts in `fields` (as for `stats`) of all records, without nulls. Raises RequestError if one is no text."""
     records = open_records(pattern)
     for start in range(0, len(records), _CHUNK):
         chunk = np.arange(start, min(start + _CHUNK, len(records)))
-        for i, record in zip(chunk.tolist(), records.read(chunk), strict=True):
-            for value in _values(records, tuple(fields), record, i):
-                text = _text(value)
-                if text is None:
-                    raise RequestError(f"{records.where(i)} holds no text; name a field that does with --field")
-                yield text
+        for i, row in zip(chunk.tolist(), _rows(records, chunk, fields), strict=True):
+            asked = [value for value in row.values() if fields or _may_be_text(value)]
+            found = [text_of(value) for value in asked if not _is_empty(value)]
+            if not asked or None in found:
+                raise RequestError(f"{records.where(i)} holds no text; name a field that does with --field")
+            yield from (text for text in found if text is not None)
 
 
 def count(pattern: str) -> int:
@@ -117,53 +122,112 @@ class _Measure:
 
     def __init__(self, records: Records, fields: Sequence[str], tokenizer: Tokenizer | None):
         self._records, self._fields, self._tokenizer = records, fields, tokenizer
-        self.unit = "tokens" if tokenizer else "words"
+        self._measured: Sequence[str] | None = None
+        self._unit = "words"
+
+    @property
+    def unit(self) -> str:
+        return "tokens" if self._tokenizer else self._unit
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         """i64[B]"""
-        taken = zip(indices.tolist(), self._records.read(indices), strict=True)
-        rows = [_values(self._records, self._fields, record, i) for i, record in taken]
-        number = max(len(row) for row in rows)
-        columns = [[row[c] if c < len(row) else "" for row in rows] for c in range(number)]
-        return np.max([self._lengths(column) for column in columns], axis=0)
+        rows = _rows(self._records, indices, self._fields)
+        if self._measured is None:
+            self._measured, self._unit = self._decide(rows, self._records.where(int(indices[0])))
+        for i, row in zip(indices.tolist(), rows, strict=True):
+            if row.keys().isdisjoint(self._measured):
+                named = ", ".join(map(repr, self._measured))
+                raise RequestError(f"{self._records.where(i)} has none of the fields of the first records, {named}")
+        length_B = np.zeros(len(rows), np.int64)
+        for name in self._measured:
+            np.maximum(length_B, self._lengths(name, [row.get(name) for row in rows], indices), out=length_B)
+        return length_B
 
-    def _lengths(self, values: list[Any]) -> np.ndarray:
-        texts = [_text(value) for value in values]
-        if any(text is None for text in texts):
-            if self._tokenizer:
-                raise RequestError("only text can be measured with a tokenizer; name its field with --field")
-            self.unit = "bytes" if any(isinstance(value, bytes) for value in values) else "ids"
-            return np.array([len(value) for value in values])
-        if self._tokenizer:
-            return np.array([len(ids) for ids in self._tokenizer.encode_ragged([text or "" for text in texts])])
-        return np.array([len((text or "").split()) for text in texts])
+    def _decide(self, rows: Sequence[Mapping[str, Any]], where: str) -> tuple[Sequence[str], str]:
+        """Which fields are measured, of those of the first record, and the unit: that of the first value with one."""
+        names = self._fields or list(rows[0])
+        units = {name: next(filter(None, (_unit(row.get(name)) for row in rows)), "") for name in names}
+        known = set(units.values()) - {""}
+        if not self._fields and known:
+            if "words" in known or self._tokenizer:
+                known = {"words"}
+            names = [name for name in names if units[name] in known]
+        if len(known) > 1:
+            listed = ", ".join(f"{name!r} in {unit}" for name, unit in units.items() if unit)
+            raise RequestError(f"{where}: these fields have no unit in common: {listed}; name others with --field")
+        unit = known.pop() if known else "words"
+        if self._tokenizer and (unit != "words" or not names):
+            raise RequestError(f"{where}: only text can be measured with a tokenizer; name its field with --field")
+        return names, unit
+
+    def _lengths(self, name: str, values: Sequence[Any], indices: np.ndarray) -> np.ndarray:
+        texts: list[str] = []
+        length_B = np.zeros(len(values), np.int64)
+        for row, value in enumerate(values):
+            content = "" if _is_empty(value) else _CONTENTS[self._unit](value)
+            if content is None:
+                where, what = self._records.where(int(indices[row])), f"field {name!r}" if name else "it"
+                raise RequestError(
+                    f"{where}: {what} has no length in {self._unit}, in which the first records have one"
+                )
+            if self._unit == "words":
+                texts.append(content)
+            else:
+                length_B[row] = len(content)
+        if self._unit == "words":
+            tokens = self._tokenizer.encode_ragged(texts) if self._tokenizer else map(str.split, texts)
+            length_B[:] = [len(ids) for ids in tokens]
+        return length_B
 
 
-def _values(records: Records, fields: Sequence[str], record: Any, index: int) -> list[Any]:
-    """What is in the fields of a record; of no fields, all that has a length."""
-    record = as_fields(record)
-    parts: Mapping[str, Any]
-    if isinstance(record, Mapping):
-        parts = record
-    else:
-        parts = {str(i): part for i, part in enumerate(record.split(b"\t"))} if fields else {"": record}
-    for field in fields:
-        if field not in parts:
-            raise RequestError(f"{records.where(index)} has no field {field!r}; it has {', '.join(parts) or 'none'}")
-    values = [parts[field] for field in fields] or list(parts.values())
-    return [value for value in values if isinstance(value, str | bytes | list | np.ndarray)] or [b""]
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], bytes):
-        value = value[0]  # a text in a tf.Example
-    if isinstance(value, bytes):
+def _rows(records: Records, indices: np.ndarray, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """What is in the fields of these records; of no fields, all that there is."""
+    rows = []
+    for i, record in zip(indices.tolist(), records.read(indices), strict=True):
         try:
-            value = value.decode()
-        except UnicodeDecodeError:
-            return None
-        return value if "\0" not in value else None
-    return value if isinstance(value, str) else None
+            rows.append(fields_of(record, fields))
+        except MissingFieldError as error:
+            raise RequestError(f"{records.where(i)}: {error}") from error
+    return rows
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether there is nothing in it, which has a length in any unit."""
+    return value is None or (isinstance(value, bytes | list) and not value)
+
+
+def _may_be_text(value: Any) -> bool:
+    """Not so ids and numbers beside a text; bytes that are none may be a damaged one."""
+    return _is_empty(value) or _unit(value) in ("words", "bytes")
+
+
+def _unit(value: Any) -> str:
+    """In what the length of a value is measured; "" for what is empty, or has no length."""
+    if _is_empty(value):
+        return ""
+    if text_of(value) is not None:
+        return "words"
+    if _raw(value) is not None:
+        return "bytes"
+    return "ids" if _is_list(value) else ""
+
+
+def _raw(value: Any) -> bytes | None:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]  # of a tf.Example
+    return value if isinstance(value, bytes) else None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+# What has the length of a value in a unit; None: it has none.
+_CONTENTS: dict[str, Callable[[Any], Any]] = {
+    "words": text_of,
+    "bytes": _raw,
+    "ids": lambda value: value if _is_list(value) else None,
+}
 
 
 def _histogram(length_N: np.ndarray, bins: int = 32) -> list[list[int]]:
@@ -175,15 +239,18 @@ def _histogram(length_N: np.ndarray, bins: int = 32) -> list[list[int]]:
 
 def _json(value: Any) -> Any:
     value = as_fields(value)
-    if isinstance(value, list):
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
         return [_json(part) for part in value]
     if isinstance(value, Mapping):
-        return {name: _json(part) for name, part in value.items()}
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
+        return {str(name): _json(part) for name, part in value.items()}
     if isinstance(value, bytes):
-        text = _text(value)
+        text = text_of(value)
         return text if text is not None else {"bytes": len(value), "hex": value[:32].hex()}
-    return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int):
+        return value
+    # JSON escapes may stand for half a character, which no terminal or pipe takes.
+    return str(value).encode(errors="backslashreplace").decode()

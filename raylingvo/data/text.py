@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
+import raylingvo
 from raylingvo import config
-from raylingvo.data.records import Records, open_records
+from raylingvo.data import fields
+from raylingvo.data.records import Records, files_fingerprint, open_records
 from raylingvo.data.sequence_dataset import SequenceDataset
 from raylingvo.data.sequences import Column, SequenceSource
 from raylingvo.data.token_store import Parse, open_token_store
@@ -23,32 +25,60 @@ class RecordSequences(SequenceDataset):
     """Sequences that are made from records, each from its own.
 
     records: a pattern of `raylingvo.data.records`, such as `multi30k/train.parquet` or `tfrecord:wmt/train@512`.
+    max_bad_records: so many damaged records are left out and counted, one more is an error.
+
+    What records become is made once and kept in the user's cache, so nothing of it may be drawn at random.
     """
 
     records: str
+    max_bad_records: int = 0
+
+    # Of `_parser`: a class whose parser makes other tokens of the same records than before counts it up.
+    _VERSION: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_bad_records < 0:
+            raise ValueError(f"max_bad_records must be >= 0 (got {self.max_bad_records})")
+        for tokenizer in self._tokenizers():
+            if tokenizer.is_random:
+                raise ValueError(
+                    "ids are made once and kept, so a tokenizer must draw nothing at random: "
+                    f"set nbest_size=0 or merge_prob=1.0 (got {tokenizer})"
+                )
 
     def check(self) -> None:
-        self._open_records().close()
+        self._files()
         for tokenizer in self._tokenizers():
             tokenizer.check()
 
     def open(self) -> SequenceSource:
         return open_token_store(
-            self._open_records(),
-            self._parser(),
-            self._columns(),
-            key=self._key(),
-            max_bad_records=self.max_bad_records,
+            self._key, self._open_records, self._parser(), self._columns(), max_bad_records=self.max_bad_records
         )
 
     def _open_records(self) -> Records:
         return open_records(self.records, allow_truncated=self.max_bad_records > 0)
 
+    def _files(self) -> str:
+        """The state of the files of records. Raises RequestError if one is missing."""
+        return files_fingerprint(self.records)
+
     def _key(self) -> str:
+        """What the tokens depend on."""
         # How examples are batched, and how many bad records are too many, does not change what is in a record.
-        settings = dataclasses.replace(self, bucket_bounds=(1,), bucket_batch_sizes=(), packed_lengths=())
-        stamps = "".join(tokenizer.fingerprint() for tokenizer in self._tokenizers())
-        return config.dump(dataclasses.replace(settings, max_bad_records=0)) + stamps
+        settings = dataclasses.replace(
+            self, bucket_bounds=(1,), bucket_batch_sizes=(), packed_lengths=(), max_bad_records=0
+        )
+        kind = type(self)
+        parts = [
+            raylingvo.__version__,
+            f"{kind.__module__}.{kind.__qualname__} {self._VERSION}",
+            config.dump(settings),
+            self._files(),
+            *(tokenizer.fingerprint() for tokenizer in self._tokenizers()),
+        ]
+        return "\0".join(parts)
 
     def _tokenizers(self) -> Sequence[Tokenizer]:
         return ()
@@ -79,7 +109,7 @@ class TextLines(RecordSequences):
         return (_target("", self.tokenizer),)
 
     def _parser(self) -> Parse:
-        return lambda records: [self.tokenizer.encode_ragged([_text(record, self.field) for record in records])]
+        return lambda records: [self.tokenizer.encode_ragged([fields.text(record, self.field) for record in records])]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,13 +140,16 @@ class TextPairs(RecordSequences):
         # A whole line less on one side would pair all that follow with the wrong ones: nothing may be missing.
         return Pairs(sources, open_records(self.target_records), self.source, self.target)
 
+    def _files(self) -> str:
+        return super()._files() + (files_fingerprint(self.target_records) if self.target_records else "")
+
     def _parser(self) -> Parse:
         source, target = ("source", "target") if self.target_records else (self.source, self.target)
 
         def parse(records: list[Any]) -> list[list[np.ndarray]]:
             return [
-                self.source_tokenizer.encode_ragged([_text(record, source) for record in records]),
-                self.target_tokenizer.encode_ragged([_text(record, target) for record in records]),
+                self.source_tokenizer.encode_ragged([fields.text(record, source) for record in records]),
+                self.target_tokenizer.encode_ragged([fields.text(record, target) for record in records]),
             ]
 
         return parse
@@ -138,12 +171,18 @@ class TokenPairs(RecordSequences):
         return Column(name="src", pad_id=self.pad_id), Column(name="tgt", pad_id=self.pad_id, sos_id=self.sos_id)
 
     def _parser(self) -> Parse:
-        from raylingvo.data.tf_example import Feature, parse_examples
+        from raylingvo.data.tf_example import ExampleError, Feature, decode_example, parse_examples
 
         features = {name: Feature(dtype="int64") for name in (self.source, self.target)}
 
         def parse(records: list[Any]) -> list[list[np.ndarray]]:
-            examples = parse_examples(records, features)
+            try:
+                examples = parse_examples(records, features)
+            except ExampleError:
+                # If it is that a feature is missing, this says which there are.
+                for record in records:
+                    fields.fields_of(decode_example(record), list(features))
+                raise
             return [[np.asarray(example[name]) for example in examples] for name in (self.source, self.target)]
 
         return parse
@@ -168,7 +207,7 @@ class Pairs:
 
     def read(self, indices: np.ndarray) -> list[Any]:
         pairs = zip(self._sources.read(indices), self._targets.read(indices), strict=True)
-        return [{"source": _text(a, self._source), "target": _text(b, self._target)} for a, b in pairs]
+        return [{"source": fields.text(a, self._source), "target": fields.text(b, self._target)} for a, b in pairs]
 
     def where(self, index: int) -> str:
         return f"{self._sources.where(index)} or {self._targets.where(index)}"
@@ -184,25 +223,3 @@ def _last(records: Records) -> str:
 
 def _target(name: str, tokenizer: Tokenizer) -> Column:
     return Column(name=name, pad_id=tokenizer.pad_id, sos_id=tokenizer.sos_id)
-
-
-def _text(record: Any, field: str) -> str:
-    """The text of a field. Raises ValueError, which says what is wrong with the record."""
-    if isinstance(record, Mapping):
-        if field not in record:
-            raise ValueError(f"there is no field {field!r}; it has {', '.join(record)}")
-        value = record[field]
-    elif field:
-        if not field.isdigit():
-            raise ValueError(f"a line has no field {field!r}; name its number, from 0")
-        parts = record.split(b"\t")
-        if int(field) >= len(parts):
-            raise ValueError(f"there is no tab-separated field {field}; it has {len(parts)}")
-        value = parts[int(field)]
-    else:
-        value = record
-    if isinstance(value, bytes):
-        value = value.decode()  # UnicodeDecodeError is a ValueError
-    if not isinstance(value, str):
-        raise ValueError(f"field {field!r} is not text (got {value!r})")
-    return value

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 
 class StepForShapes:
-    """`function(first, batch)`, compiled ahead of time: batches of a bucketed dataset come in a few shapes.
+    """`function(first, batch)`, compiled ahead of time for each of the few shapes in which batches come.
 
+    Nothing is compiled when it is called: no step is slower than another, whichever bucket its batch is of.
     first: of the same shapes at every call. Keyword arguments are those of `jax.jit`.
     """
 
@@ -19,19 +19,33 @@ class StepForShapes:
         self._jitted = jax.jit(function, **jit)
         self._compiled: dict[Any, Any] = {}
 
-    def __call__(self, first: Any, batch: Mapping[str, np.ndarray]) -> Any:
+    def __call__(self, first: Any, batch: Mapping[str, Any]) -> Any:
+        """Raises ValueError for a batch of a shape that it was not compiled for."""
         compiled = self._compiled.get(_shapes(batch))
         if compiled is None:
-            self.compile_for(first, batch)
-            compiled = self._compiled[_shapes(batch)]
+            shapes = ", ".join(f"{name}: {dtype}{list(shape)}" for name, shape, dtype in _shapes(batch))
+            raise ValueError(f"batch must be of a shape that Batches.samples() gives (got {shapes})")
         return compiled(first, batch)
 
-    def compile_for(self, first: Any, batch: Mapping[str, Any]) -> Any:
-        """Compiles for the shapes of these arguments (arrays or ShapeDtypeStructs); returns the `lowered` program."""
-        lowered = self._jitted.lower(first, batch)
-        self._compiled[_shapes(batch)] = lowered.compile()
-        return lowered
+    def compile(self, first: Any, samples: Iterable[Mapping[str, Any]]) -> Any:
+        """Compiles for `first` and each of the samples; returns the `lowered` program of the first sample.
+
+        Arrays or ShapeDtypeStructs. Samples may repeat a shape: it is compiled once. Raises ValueError if there is no
+        sample.
+        """
+        lowered_first = None
+        for batch in samples:
+            shapes = _shapes(batch)
+            if shapes in self._compiled:
+                continue
+            lowered = self._jitted.lower(first, batch)
+            self._compiled[shapes] = lowered.compile()
+            lowered_first = lowered_first or lowered
+        if lowered_first is None:
+            raise ValueError("samples must have at least one batch (got none)")
+        return lowered_first
 
 
-def _shapes(batch: Mapping[str, Any]) -> Any:
-    return tuple((name, x.shape, x.dtype) for name, x in batch.items())
+def _shapes(batch: Mapping[str, Any]) -> tuple[tuple[str, tuple[int, ...], Any], ...]:
+    # Sorted, as JAX sorts them: in which order a dataset names its fields makes no other program.
+    return tuple((name, x.shape, x.dtype) for name, x in sorted(batch.items()))

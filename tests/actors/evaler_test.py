@@ -6,6 +6,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import sequence_task
 import toy
 from flax import nnx
 
@@ -21,10 +22,15 @@ WEIGHTS = Model.split(TASK.init(nnx.Rngs(5)))
 
 
 def evaluate(logdir, **reading):
-    leaves = encode([np.array(x) for x in jax.tree.leaves(WEIGHTS)])
+    return evaluate_experiment(toy.experiment(task=TASK, reading=Reading(**reading)), logdir)
+
+
+def evaluate_experiment(experiment, logdir):
+    weights = Model.split(experiment.task.init(nnx.Rngs(5)))
+    leaves = encode([np.array(x) for x in jax.tree.leaves(weights)])
     for x in leaves:
         x.flags.writeable = False  # as in the object store
-    evaler = Evaler(toy.experiment(task=TASK, reading=Reading(**reading)), "test", logdir)
+    evaler = Evaler(experiment, "test", logdir)
     metrics = evaler.process(Arrival(1, time.time(), leaves))
     evaler.close()
     return metrics
@@ -57,6 +63,25 @@ def test_only_so_many_examples(tmp_path):
 def test_the_same_weights_give_the_same_bits(tmp_path):
     first, second = (evaluate(tmp_path / name, batch_size=7) for name in "ab")
     assert first["loss"] == second["loss"]
+
+
+def test_sequences_give_the_same_metrics_in_whatever_batches(tmp_path):
+    """Bucketed and packed alike, and however full the last batch of a bucket is."""
+    results = []
+    for batching in (
+        {"bucket_bounds": (6, 12)},
+        {"bucket_bounds": (6, 12), "bucket_batch_sizes": (5, 3)},
+        {"packed_lengths": (12, 14)},
+    ):
+        data = sequence_task.Pairs(number=60, **batching)
+        for batch_size in (1, 4, 7):
+            experiment = sequence_task.experiment(data=data, reading=Reading(batch_size=batch_size))
+            results.append(evaluate_experiment(experiment, tmp_path / str(len(results))))
+    short = [lengths for lengths in data.open().length_NxC if max(lengths) <= 12]
+    for metrics in results:
+        assert metrics["loss"] == pytest.approx(results[0]["loss"], rel=1e-5)
+        assert metrics["num_tokens"] == sum(target for _, target in short)
+        assert metrics["num_too_long"] == 60 - len(short) > 0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
+import sequence_task
 import toy
 from flax import nnx
 
@@ -16,15 +17,14 @@ from raylingvo.actors.reader import Arrival
 from raylingvo.experiment import Reading
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training.host_copy import encode
-from raylingvo.training.shapes import StepForShapes
 from raylingvo.training.state import Model
 
 EXPERIMENT = toy.experiment(task=toy.Regression(dtype="bfloat16"))
 
 
-def arrival(step, seed=0):
+def arrival(step, seed=0, task=EXPERIMENT.task):
     """Weights as they lie in the object store: encoded and read-only."""
-    weights = Model.split(EXPERIMENT.task.init(nnx.Rngs(seed)))
+    weights = Model.split(task.init(nnx.Rngs(seed)))
     leaves = encode([np.array(x) for x in jax.tree.leaves(weights)])
     for x in leaves:
         x.flags.writeable = False
@@ -87,8 +87,17 @@ def test_it_holds_no_weights_while_it_waits_for_the_next(reader):
 
 
 def test_it_compiles_once(reader):
-    with mock.patch.object(StepForShapes, "compile_for", side_effect=AssertionError):  # it has compiled already
+    with mock.patch.object(jax.stages.Lowered, "compile", side_effect=AssertionError):  # it has compiled already
         reader.follow(Feed(reader, [arrival(10), arrival(20)]))
+
+
+@pytest.mark.parametrize("role", [Evaler, Decoder])
+def test_it_compiles_for_every_shape_before_the_first_snapshot(tmp_path, role):
+    experiment = sequence_task.experiment(data=sequence_task.MIXED, reading=Reading(batch_size=4))
+    reader = role(experiment, "test", tmp_path)
+    with mock.patch.object(jax.stages.Lowered, "compile", side_effect=AssertionError):
+        reader.process(arrival(10, task=experiment.task))
+    reader.close()
 
 
 def test_times_are_counted_from_the_end_of_the_step(reader):

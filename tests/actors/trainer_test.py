@@ -1,5 +1,6 @@
 """The Trainer without Ray: a run that was interrupted ends with the bits of one that was not."""
 
+import contextlib
 import json
 import shutil
 import threading
@@ -7,6 +8,7 @@ from unittest import mock
 
 import jax
 import pytest
+import sequence_task
 import toy
 
 from raylingvo.actors import trainer as trainer_module
@@ -62,14 +64,14 @@ def trainer_on(experiment, logdir, store=None):
 
 
 def train(experiment, logdir, store=None, *, after=None, do=None):
-    """A whole run, in which `do(trainer)` is called at the beginning of step `after` + 1 (0: before the first)."""
+    """A whole run, in which `do(trainer)` is called at the beginning of its step number `after` (from 1)."""
     trainer = trainer_on(experiment, logdir, store)
     asked = []
 
     class Input(TrainInput):
         def __next__(self):
-            asked.append(1)  # the first is asked for its shapes only
-            if after is not None and len(asked) == after + 1:
+            asked.append(1)
+            if len(asked) == after:
                 do(trainer)
             return super().__next__()
 
@@ -86,7 +88,8 @@ def kill(trainer):
 
 
 def abstract_state(experiment):
-    return jax.eval_shape(lambda: init_state(experiment, toy.batches(1)[0]))
+    batches = experiment.datasets["train"].train_batches(experiment.train.batch_size, experiment.train.seed)
+    return jax.eval_shape(lambda: init_state(experiment, next(batches.samples())))
 
 
 def outcome(experiment, logdir):
@@ -281,6 +284,43 @@ def test_a_run_that_is_over_only_publishes_its_end_again(tmp_path, whole):
     assert store.announced == [(10, True)]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / checkpoints.DIRECTORY).rglob("*")} == before
     assert_same_outcome(EXPERIMENT, tmp_path, whole)
+
+
+# --- batches of several shapes ---
+
+
+@pytest.mark.parametrize(
+    ("data", "num_shapes"),
+    [(sequence_task.BUCKETED, 2), (sequence_task.PACKED, 1), (sequence_task.MIXED, 3)],
+    ids=["bucketed", "packed", "mixed"],
+)
+def test_an_interrupted_run_on_sequences_ends_with_the_same_bits(tmp_path, data, num_shapes):
+    experiment = sequence_task.experiment(data=data, max_steps=10)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(experiment, whole)
+    for after in (1, 4):
+        train(experiment, parts, after=after, do=interrupt)
+    assert checkpoints.steps(parts) == [1, 5]
+    train(experiment, parts)
+    assert_same_outcome(experiment, parts, whole)
+    batches = data.train_batches(8, 0)
+    assert len({str({name: x.shape for name, x in batches[k].items()}) for k in range(10)}) == num_shapes
+    *_, last = read_metrics(whole / "train")
+    assert last["num_too_long"] == batches.facts["num_too_long"] > 0
+    assert ("packing_fill" in last) == (data is sequence_task.PACKED)
+
+
+def test_all_shapes_are_compiled_before_the_first_step(tmp_path):
+    data = sequence_task.BUCKETED
+    experiment = sequence_task.experiment(data=data, max_steps=10)
+    with contextlib.ExitStack() as later:
+
+        def forbid(trainer):
+            later.enter_context(mock.patch.object(jax.stages.Lowered, "compile", side_effect=AssertionError))
+
+        assert train(experiment, tmp_path, after=1, do=forbid)["step"] == 10
+    rows, positions = next(data.train_batches(8, 0).samples())["src_ids"].shape
+    assert f"tensor<{rows}x{positions}xi32>" in (tmp_path / "control" / "train_step.stablehlo.txt").read_text()
 
 
 # --- buffers ---

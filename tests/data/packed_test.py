@@ -55,7 +55,9 @@ def test_every_example_once_per_epoch(lengths, seed):
             PackedBatches(source, 1, ROW, seed)
         return
     batches = PackedBatches(source, 1, ROW, seed)
-    assert batches.facts["num_too_long"] == len(lengths) - len(members)
+    too_long = sum(a > ROW[0] or b > ROW[1] for a, b in lengths)
+    assert batches.facts["num_too_long"] == too_long
+    assert batches.facts["num_empty"] == len(lengths) - len(members) - too_long
     total = sum(sum(lengths[i]) for i in members)
     rows, k = 0, 0
     for _ in range(2):

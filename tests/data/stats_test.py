@@ -1,16 +1,14 @@
-"""Tools that look into records: lengths, buckets, the picture, the first records, conversion, the speed of an input."""
+"""Tools that look into records: lengths and their units, buckets, the picture, texts, the first records."""
+
+import datetime
+import json
 
 import numpy as np
 import pytest
 
-from raylingvo.data import stats, stats_view
-from raylingvo.data.bench import bench
-from raylingvo.data.convert import convert
-from raylingvo.data.images import Digits
-from raylingvo.data.records import open_records, write_records
-from raylingvo.data.text import TextLines
+from raylingvo.data import stats
+from raylingvo.data.records import write_records
 from raylingvo.data.tf_example import encode_example
-from raylingvo.data.tokenizer_choice import tokenizer_from_text
 from raylingvo.data.tokenizers import AsciiTokenizer
 from raylingvo.errors import RequestError
 
@@ -60,15 +58,115 @@ def test_bytes_that_are_nothing_else_are_counted():
     assert stats.head("raw.tfrecord", 1) == [{"bytes": 5, "hex": "ffffffffff"}]
 
 
+@pytest.fixture
+def mixed():
+    """Records with text, ids and bytes, of which some are null."""
+    rows = [{"text": "a b c", "ids": np.arange(9), "raw": b"\xff" * n, "id": n} for n in range(1, 5)]
+    rows[0]["text"] = rows[1]["ids"] = rows[2]["raw"] = None
+    write_records("mixed.parquet", rows)
+    return "mixed.parquet"
+
+
+@pytest.mark.parametrize(
+    ("fields", "unit", "lengths"),
+    [
+        ([], "words", [0, 3, 3, 3]),
+        (["text"], "words", [0, 3, 3, 3]),
+        (["ids"], "ids", [9, 0, 9, 9]),
+        (["raw"], "bytes", [1, 2, 0, 4]),
+    ],
+)
+def test_nulls_are_empty_and_shift_nothing(mixed, fields, unit, lengths):
+    result = stats.stats(mixed, fields=fields)
+    assert result["unit"] == unit
+    assert (result["lengths"]["min"], result["lengths"]["total"]) == (min(lengths), sum(lengths))
+
+
+def test_a_null_takes_no_value_of_another_column():
+    write_records("a.jsonl", [{"text": "a b", "ids": [1]}, {"text": None, "ids": [1, 2, 3]}])
+    assert stats.stats("a.jsonl")["lengths"]["total"] == 2
+    assert list(stats.texts("a.jsonl", ["text"])) == ["a b"]
+
+
+@pytest.mark.parametrize("fields", [["text", "ids"], ["raw", "ids"]])
+def test_units_do_not_mix(mixed, fields):
+    message = rf"mixed\.parquet: row 0.*no unit in common: '{fields[0]}' in .*, 'ids' in ids; name others with --field"
+    with pytest.raises(RequestError, match=message):
+        stats.stats(mixed, fields=fields)
+
+
+def test_a_field_without_a_length_is_named(mixed):
+    with pytest.raises(RequestError, match=r"row 0.*: field 'id' has no length in words"):
+        stats.stats(mixed, fields=["text", "id"])
+    with pytest.raises(RequestError, match=r"row 0.*: only text can be measured with a tokenizer"):
+        stats.stats(mixed, fields=["ids"], tokenizer=AsciiTokenizer())
+
+
+@pytest.mark.parametrize("tokenizer", [None, AsciiTokenizer()])
+@pytest.mark.parametrize("number", [2, 4096, 5000])  # in the first chunk and after it
+def test_a_record_of_another_unit_is_named(number, tokenizer):
+    write_records("late.tfrecord", [*[b"text"] * number, b"\xff", b"text"])
+    with pytest.raises(RequestError, match=rf"late\.tfrecord: record {number}\b.*: it has no length in words"):
+        stats.stats("late.tfrecord", tokenizer=tokenizer)
+
+
+def test_a_record_of_other_fields_is_named():
+    write_records("late.tfrecord", [encode_example({"ids": [1, 2]}), b"\n\xff"])
+    with pytest.raises(RequestError, match=r"late\.tfrecord: record 1.* has none of the fields of .*, 'ids'"):
+        stats.stats("late.tfrecord")
+
+
+def test_texts_are_those_of_the_record(mixed):
+    rows = [
+        {"text": "a b", "ids": [1, 2], "id": 5},
+        {"text": None, "ids": [1], "id": 6},
+        {"text": "c", "ids": [], "id": 7},
+    ]
+    write_records("a.jsonl", rows)
+    write_records("a.tfrecord", [encode_example(rows[i]) for i in (0, 2)])
+    assert list(stats.texts("a.jsonl")) == list(stats.texts("a.tfrecord")) == ["a b", "c"]
+    with pytest.raises(RequestError, match=r"a\.jsonl: .*holds no text; name a field that does with --field"):
+        list(stats.texts("a.jsonl", ["ids"]))
+    with pytest.raises(RequestError, match=r"mixed\.parquet: row 0.*holds no text"):
+        list(stats.texts(mixed))
+
+
+def test_head_is_json_whatever_a_record_holds():
+    day = datetime.datetime(2024, 2, 29, 12, 30)
+    row = {
+        "time": day,
+        "times": [day.date(), None],
+        "nan": float("nan"),
+        "numbers": np.array([1.5, np.inf, -np.inf]),
+        "nested": {"x": float("nan"), "raw": b"\xff\x00"},
+        "flag": True,
+        "duration": datetime.timedelta(seconds=90),
+    }
+    write_records("odd.parquet", [row])
+    (shown,) = stats.head("odd.parquet", 1)
+    assert json.loads(json.dumps(shown, allow_nan=False)) == {
+        "time": "2024-02-29 12:30:00",
+        "times": ["2024-02-29", None],
+        "nan": None,
+        "numbers": [1.5, None, None],
+        "nested": {"x": None, "raw": {"bytes": 2, "hex": "ff00"}},
+        "flag": True,
+        "duration": "0:01:30",
+    }
+
+
+def test_head_of_half_a_character(data):
+    (data / "half.jsonl").write_text('{"text": "a\\ud800"}\n')
+    assert stats.head("half.jsonl", 1) == [{"text": "a\\ud800"}]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: stats.stats("words.txt", fields=["3"]), r"words\.txt: record 0.* has no field '3'; it has 0"),
+        (lambda: stats.stats("words.txt", fields=["3"]), r"words\.txt: record 0.* no field '3'; it has 1 tab-"),
         (lambda: stats.stats("empty.txt"), "there are no records"),
         (lambda: stats.stats("nowhere.txt"), r"nowhere\.txt"),
         (lambda: list(stats.texts("words.txt", ["1"])), "no field '1'"),
-        (lambda: tokenizer_from_text("spm:x"), r"--tokenizer must be sentencepiece:FILE, .* \(got 'spm:x'\)"),
-        (lambda: tokenizer_from_text("wpm:nowhere.vocab"), r"nowhere\.vocab"),
     ],
 )
 def test_wrong_requests_are_named(call, message):
@@ -88,38 +186,3 @@ def test_the_picture_is_a_png(tmp_path):
     assert out.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(RequestError, match="cannot be written"):
         stats.plot(result, tmp_path / "no" / "lengths.png")
-
-
-def test_the_table_has_a_bar_for_each_range(capsys):
-    stats_view.print_stats(stats.stats("words.txt"))
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "40 records, 820 words"
-    assert sum(line.endswith("#") for line in lines) == len(stats.stats("words.txt")["histogram"])
-
-
-@pytest.mark.parametrize("target", ["a.jsonl", "a.parquet", "a.tfrecord", "a.tfrecord.gz", "a.arrow", "a.array_record"])
-def test_text_survives_any_format_and_back(target):
-    assert convert("words.txt", target) == 40
-    assert convert(target, "back.txt") == 40
-    assert open_records("back.txt").read(np.arange(40)) == open_records("words.txt").read(np.arange(40))
-
-
-def test_examples_become_columns():
-    write_records("ids.tfrecord", [encode_example({"inputs": [n, n], "name": "x"}) for n in range(5)])
-    convert("ids.tfrecord", "ids.parquet")
-    record = open_records("ids.parquet").read(np.array([3]))[0]
-    np.testing.assert_array_equal(record["inputs"], [3, 3])
-
-
-def test_bench_counts_what_it_reads(capsys):
-    result = bench(Digits(split="train"), 8, 0, 10)
-    assert (result["batches"], result["examples"]) == (10, 80)
-    assert "tokens" not in result
-    lines = TextLines(records="words.txt", tokenizer=AsciiTokenizer(), bucket_bounds=(40, 80))
-    seen = []
-    result = bench(lines, 8, 0, 10, progress=lambda done, total: seen.append(done))
-    assert seen[-1] == 10
-    assert 0 < result["padding_waste"] < 1
-    assert result["tokens_per_second"] == pytest.approx(result["tokens"] / result["seconds"])
-    stats_view.print_bench({"experiment": "a.b", "dataset": "train", **result})
-    assert "num_too_long 0" in capsys.readouterr().out

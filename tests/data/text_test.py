@@ -11,7 +11,14 @@ from raylingvo import config
 from raylingvo.data.dataset import Dataset
 from raylingvo.data.records import write_records
 from raylingvo.data.text import TextLines, TextPairs, TokenPairs
-from raylingvo.data.tokenizers import AsciiTokenizer, SentencePieceTokenizer, T2tSubwordTokenizer
+from raylingvo.data.tf_example import encode_example
+from raylingvo.data.tokenizers import (
+    AsciiTokenizer,
+    SentencePieceTokenizer,
+    T2tSubwordTokenizer,
+    VocabFileTokenizer,
+    WpmTokenizer,
+)
 from raylingvo.errors import RequestError
 
 ASCII = AsciiTokenizer()
@@ -92,21 +99,125 @@ def test_files_of_different_length_are_refused(data):
     write_records("de.txt", [b"a", b"b", b"c"])
     dataset = TextPairs(records="en.txt", target_records="de.txt", source="", target="", **COMMON)
     with pytest.raises(RequestError, match=r"do not belong together: 2 records .*en\.txt.* but 3 .*de\.txt"):
+        dataset.open()
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [({"de": "b"}, "there is no field 'en'; it has de"), ({"en": 1, "de": "b"}, "field 'en' is not text .got 1.")],
+)
+def test_a_record_without_its_text_is_named(data, record, message):
+    write_records("pairs.jsonl", [{"en": "a", "de": "b"}, record])
+    dataset = TextPairs(records="pairs.jsonl", source="en", target="de", **COMMON)
+    with pytest.raises(RequestError, match=rf"pairs\.jsonl: record 1.*: {message}; max_bad_records is 0$"):
+        dataset.open()
+
+
+def test_a_field_that_there_is_not_is_a_wrong_setting(data):
+    write_records("pairs.jsonl", [{"en": "a", "de": "b"}])
+    write_records("pairs.tsv", [b"a\tb"])
+    write_records("ids.tfrecord", [encode_example({"inputs": [1], "targets": [2]})])
+    settings = {"bucket_bounds": (8,), "max_bad_records": 5}
+    for dataset, message in (
+        (TextLines(records="pairs.jsonl", field="fr", tokenizer=ASCII, **settings), "'fr'; it has en, de"),
+        (TextLines(records="pairs.jsonl", tokenizer=ASCII, **settings), "''; it has en, de"),
+        (TextLines(records="pairs.tsv", field="en", tokenizer=ASCII, **settings), "'en'; it has 2 tab-separated"),
+        (TokenPairs(records="ids.tfrecord", source="in", **settings), "'in'; it has inputs, targets"),
+    ):
+        with pytest.raises(RequestError, match=f": there is no field {message}") as error:
+            dataset.open()
+        assert "max_bad_records" not in str(error.value)
+
+
+def test_text_in_tf_examples(data):
+    write_records("pairs.tfrecord", [encode_example({"en": a, "de": b}) for a, b in PAIRS])
+    dataset = TextPairs(records="pairs.tfrecord", source="en", target="de", **COMMON)
+    assert texts(dataset) == dict(enumerate(PAIRS))
+
+
+@pytest.mark.parametrize("wrong", [-1, 1 << 31])
+def test_an_id_that_is_none_is_a_bad_record(data, wrong):
+    write_records("ids.tfrecord", [encode_example({"inputs": [1, i], "targets": [2]}) for i in (3, wrong)])
+    dataset = TokenPairs(records="ids.tfrecord", bucket_bounds=(8,))
+    with pytest.raises(
+        RequestError, match=rf"ids\.tfrecord: record 1.*an id must be in .*got {wrong}.*bad_records is 0"
+    ):
+        dataset.open()
+
+
+def test_what_the_cache_depends_on(data, monkeypatch):
+    write_records("lines.txt", [b"abc", b"de"])
+    (data / "v").write_text("<unk>\n<s>\n</s>\nabc\n")
+    dataset = TextLines(
+        records="lines.txt",
+        tokenizer=VocabFileTokenizer(token_vocab_filepath="v", load_token_ids_from_vocab=False),
+        bucket_bounds=(8,),
+    )
+    keys = [dataset._key()]
+    assert dataset._key() == keys[0] == dataclasses.replace(dataset, bucket_bounds=(4,), max_bad_records=3)._key()
+    keys.append(Reversed(**vars(dataset))._key())
+    with monkeypatch.context() as patch:
+        patch.setattr(TextLines, "_VERSION", 2)
+        keys.append(dataset._key())
+    with monkeypatch.context() as patch:
+        patch.setattr("raylingvo.__version__", "99")
+        keys.append(dataset._key())
+    (data / "v").write_text("<unk>\n<s>\n</s>\nde\nabc\n")
+    keys.append(dataset._key())
+    assert len(set(keys)) == len(keys)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reversed(TextLines):
+    """The same settings, other tokens."""
+
+    def _parser(self):
+        parse = super()._parser()
+        return lambda records: [[x[::-1] for x in column] for column in parse(records)]
+
+
+def test_classes_of_the_same_settings_do_not_share(data):
+    write_records("lines.txt", [b"abc", b"de"])
+    settings = {"records": "lines.txt", "tokenizer": ASCII, "bucket_bounds": (8,)}
+    plain, turned = (kind(**settings).open().take(np.arange(2))[0].token_T for kind in (TextLines, Reversed))
+    assert plain.tolist() == [5, 6, 7, 2, 8, 9, 2] and turned.tolist() == [2, 7, 6, 5, 2, 9, 8]
+
+
+def test_a_vocabulary_that_changes_in_one_process(data):
+    write_records("lines.txt", [b"a b", b"b"])
+    tokenizer = VocabFileTokenizer(token_vocab_filepath="v", load_token_ids_from_vocab=False, append_eos=False)
+    dataset = TextLines(records="lines.txt", tokenizer=tokenizer, bucket_bounds=(8,))
+    for words, expected in (("a\nb", [3, 4, 4]), ("b\nlonger\na", [5, 3, 3])):
+        (data / "v").write_text(f"<unk>\n<s>\n</s>\n{words}\n")
+        for again in (dataset, dataclasses.replace(dataset, tokenizer=dataclasses.replace(tokenizer))):
+            assert again.open().take(np.arange(2))[0].token_T.tolist() == expected
+
+
+def test_checking_and_opening_again_read_no_records(data, monkeypatch):
+    for name, index in (("en.txt", 0), ("de.txt", 1)):
+        write_records(name, [pair[index].encode() for pair in PAIRS])
+    dataset = TextPairs(records="en.txt", target_records="de.txt", source="", target="", **COMMON)
+    expected = texts(dataset)
+    with monkeypatch.context() as patch:
+        patch.setattr("raylingvo.data.text.open_records", None)
+        dataset.check()
+        assert texts(dataset) == expected
+    write_records("de.txt", [pair[0].encode() for pair in PAIRS])  # either file counts
+    assert texts(dataset) == {i: (a, a) for i, (a, _) in enumerate(PAIRS)}
+    (data / "de.txt").unlink()
+    with pytest.raises(RequestError, match=r"de\.txt"):
         dataset.check()
 
 
 @pytest.mark.parametrize(
-    ("source", "record", "message"),
-    [
-        ("fr", {"en": "a", "de": "b"}, "there is no field 'fr'; it has en, de"),
-        ("en", {"en": 1, "de": "b"}, "field 'en' is not text"),
-    ],
+    "tokenizer",
+    [WpmTokenizer(vocab_filepath="v", merge_prob=0.9), SentencePieceTokenizer(spm_model="m", nbest_size=-1)],
 )
-def test_a_record_without_its_text_is_named(data, source, record, message):
-    write_records("pairs.jsonl", [record])
-    dataset = TextPairs(records="pairs.jsonl", source=source, target="de", **COMMON)
-    with pytest.raises(RequestError, match=rf"pairs\.jsonl: record 0.*{message}.*max_bad_records is 0"):
-        dataset.open()
+def test_ids_that_would_be_drawn_once_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="ids are made once and kept, so a tokenizer must draw nothing at random"):
+        TextLines(records="x", tokenizer=tokenizer, bucket_bounds=(4,))
+    with pytest.raises(ValueError, match=r"set nbest_size=0 or merge_prob=1\.0"):
+        TextPairs(records="x", source="0", target="1", **(COMMON | {"target_tokenizer": tokenizer}))
 
 
 def test_bad_records_are_counted_within_the_budget(data):

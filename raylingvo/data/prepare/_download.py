@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from raylingvo.data.prepare._progress import progress
 from raylingvo.errors import RequestError
+from raylingvo.monitor.progress import progress_bar
 
 _TIMEOUT_SECONDS = 30.0  # without a byte
 _CHUNK = 1 << 20
@@ -88,7 +88,7 @@ def _complete(file: Published, target: Path, otherwise: str) -> None:
 
 def _has_checksum(file: Path, checksum: str) -> bool:
     hasher = hashlib.new(checksum.partition(":")[0], usedforsecurity=False)
-    with file.open("rb") as source, progress(f"checking {file.name}", file.stat().st_size) as report:
+    with file.open("rb") as source, progress_bar(f"checking {file.name}", file.stat().st_size, in_bytes=True) as report:
         while chunk := source.read(_CHUNK):
             hasher.update(chunk)
             report(source.tell())
@@ -117,7 +117,8 @@ def _fetch(url: str, sink: BinaryIO, algorithm: str) -> str:
     hasher = hashlib.new(algorithm, usedforsecurity=False)
     with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
         length = response.headers.get("Content-Length")
-        with progress(f"downloading {url.rpartition('/')[2]}", int(length) if length else None) as report:
+        total = int(length) if length else None
+        with progress_bar(f"downloading {url.rpartition('/')[2]}", total, in_bytes=True) as report:
             done = 0
             while chunk := response.read(_CHUNK):
                 hasher.update(chunk)

@@ -14,9 +14,9 @@ from pathlib import Path, PurePath
 from typing import IO
 
 from raylingvo.data.prepare import _parquet
-from raylingvo.data.prepare._progress import Report, progress
 from raylingvo.data.prepare._sources import ARCHIVE_SUFFIXES, MAX_LINE_BYTES, Source, members, opened
 from raylingvo.errors import RequestError
+from raylingvo.monitor.progress import Report, progress_bar
 
 Rows = Iterator[tuple[str, str]]
 
@@ -145,7 +145,9 @@ def _read(pairs: Sequence[_Found], scratch: Path) -> Generator[tuple[str, str]]:
     for found in pairs:
         with ExitStack() as stack:
             en, de = found(scratch, stack)
-            report = stack.enter_context(progress(f"preparing {re.split('/|: ', en.where)[-1]}", en.size))
+            report = stack.enter_context(
+                progress_bar(f"preparing {re.split('/|: ', en.where)[-1]}", en.size, in_bytes=True)
+            )
             english, german = stack.enter_context(en.open(report)), stack.enter_context(de.open(None))
             yield from _aligned(en.where, en.sentences(english), de.where, de.sentences(german))
 

@@ -14,8 +14,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
-from raylingvo.data.prepare._progress import Report, progress
 from raylingvo.errors import RequestError
+from raylingvo.monitor.progress import Report, progress_bar
 
 # No sentence of a published corpus comes near: what has a longer line is another kind of file.
 MAX_LINE_BYTES = 1 << 20
@@ -85,7 +85,7 @@ def members(archive: Path) -> Generator[tuple[PurePosixPath, Source]]:
     """
     where, size = str(archive), archive.stat().st_size
     with contextlib.ExitStack() as stack:
-        report = stack.enter_context(progress(f"reading {archive.name}", size))
+        report = stack.enter_context(progress_bar(f"reading {archive.name}", size, in_bytes=True))
         stream = stack.enter_context(_unzipped(archive, report))
         with _named(where):
             tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK))

@@ -13,9 +13,9 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from raylingvo.data.prepare import _download, _parquet
-from raylingvo.data.prepare._progress import progress
 from raylingvo.data.prepare._sources import ARCHIVE_SUFFIXES, Source, members, opened
 from raylingvo.errors import RequestError
+from raylingvo.monitor.progress import progress_bar
 
 MIRRORS = (
     "https://www.openslr.org/resources/12/",
@@ -174,7 +174,7 @@ def _find_transcripts(from_path: Path) -> dict[_Chapter, Path]:
 
 
 def _from_tree(part: str, transcripts: dict[_Chapter, Path]) -> _Chapters:
-    with progress(f"reading {part}", None) as report:
+    with progress_bar(f"reading {part}", in_bytes=True) as report:
         done = 0
         for chapter, file in transcripts.items():
             with opened(file) as source:

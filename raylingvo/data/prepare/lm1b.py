@@ -12,9 +12,9 @@ from collections.abc import Generator
 from pathlib import Path
 
 from raylingvo.data.prepare import _download, _parquet
-from raylingvo.data.prepare._progress import progress
 from raylingvo.data.prepare._sources import ARCHIVE_SUFFIXES, Source, members, opened
 from raylingvo.errors import RequestError
+from raylingvo.monitor.progress import progress_bar
 
 ARCHIVE = "1-billion-word-language-modeling-benchmark-r13output.tar.gz"
 URLS = ("https://www.statmt.org/lm-benchmark/", "http://www.statmt.org/lm-benchmark/")
@@ -90,7 +90,7 @@ def _shards(from_path: Path) -> Generator[tuple[str, Source]]:
 
 def _from_files(files: list[Path]) -> Generator[tuple[str, Source]]:
     sizes = [file.stat().st_size for file in files]
-    with progress("reading news.en-*", sum(sizes)) as report:
+    with progress_bar("reading news.en-*", sum(sizes), in_bytes=True) as report:
         before = 0
         for file, size in zip(files, sizes, strict=True):
             with opened(file, lambda done, before=before: report(before + done)) as source:

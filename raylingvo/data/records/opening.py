@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raylingvo.data.records.array_record import ArrayRecords
 from raylingvo.data.records.arrow import ArrowRecords
-from raylingvo.data.records.base import Records
+from raylingvo.data.records.base import Records, fingerprint
 from raylingvo.data.records.formats import of_files
 from raylingvo.data.records.framed import FRAMINGS, FramedRecords
 from raylingvo.data.records.iota import IotaRecords
@@ -38,3 +38,12 @@ def open_records(pattern: str, *, allow_truncated: bool = False) -> Records:
     format, files = expand(pattern)
     format = format or of_files(pattern, files)
     return FramedRecords(format, files, allow_truncated) if format in FRAMINGS else _READERS[format](files)
+
+
+def files_fingerprint(pattern: str) -> str:
+    """A hash over the names, sizes and times of change of the files that `pattern` names: they are listed, not opened.
+
+    Raises RequestError for a name without a file, or an unknown format.
+    """
+    format, rest = split_prefix(pattern)
+    return IotaRecords(rest).fingerprint if format == "iota" else fingerprint(*expand(pattern))

@@ -61,13 +61,18 @@ class Tokenizer(abc.ABC):
         """The id behind the end of a sentence."""
         return self.eos_id
 
+    @property
+    def is_random(self) -> bool:
+        """Whether ids are drawn at random: `encode` gives others for another seed."""
+        return False
+
     def check(self) -> None:
         """Raises RequestError if a file is missing. Cheap: the files are not read."""
         for path in self._paths():
             _files.find_one(path)
 
     def fingerprint(self) -> str:
-        """A text that changes when a file does. Raises RequestError if one is missing."""
+        """A text that changes when a file, or the library behind it, does. Raises RequestError if a file is missing."""
         files = map(_files.find_one, self._paths())
         return "".join(f"{file.path}:{file.size}:{file.version};" for file in files)
 
@@ -158,10 +163,6 @@ class Tokenizer(abc.ABC):
         if isinstance(strings, str | bytes):
             raise ValueError(f"strings must be a sequence of texts (got one: {strings!r})")
         return self._tokens(strings, string_seeds(seed, len(strings)))
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What was loaded stays behind: another process loads it when it needs it.
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -39,13 +38,13 @@ class BpeTokenizer(TokenizerWithGivenIds):
         rows = map(_ids, self._words.values())
         return 1 + max(self.unk_id, self.sos_id, self.eos_id, *(int(row.max()) for row in rows if len(row)))
 
-    @functools.cached_property
+    @property
     def _words(self) -> Mapping[bytes, bytes]:
         if self.words_to_ids_filepath is None:
             raise RequestError(f"{self.codes_filepath} can only decode; give words_to_ids_filepath to encode")
         return _files.load(self.words_to_ids_filepath, _parse_words)
 
-    @functools.cached_property
+    @property
     def _pieces(self) -> Sequence[str]:
         if self.codes_filepath is None:
             raise RequestError(f"{self.words_to_ids_filepath} can only encode; give codes_filepath to decode")

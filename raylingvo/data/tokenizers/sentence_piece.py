@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import dataclasses
-import functools
 import re
 import threading
 from collections.abc import Sequence
@@ -61,7 +60,7 @@ class SentencePieceTokenizer(TokenizerWithGivenIds):
     def pad_id(self) -> int:
         return self.unk_id
 
-    @functools.cached_property
+    @property
     def _processor(self) -> SentencePieceProcessor:
         processor = _files.load(self.spm_model, _parse)
         found = {"unk": processor.unk_id(), "sos": processor.bos_id(), "eos": processor.eos_id()}
@@ -75,14 +74,19 @@ class SentencePieceTokenizer(TokenizerWithGivenIds):
         return processor
 
     @property
-    def _samples(self) -> bool:
+    def is_random(self) -> bool:
         return self.nbest_size not in (0, 1)
+
+    def fingerprint(self) -> str:
+        import sentencepiece
+
+        return f"{super().fingerprint()}sentencepiece {sentencepiece.__version__};"
 
     def _paths(self) -> Sequence[str]:
         return (self.spm_model,)
 
     def _tokens(self, strings: Sequence[Text], seed_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = self._sampled(strings, seed_N) if self._samples else self._best(strings)
+        rows = self._sampled(strings, seed_N) if self.is_random else self._best(strings)
         flat = array.array("i")
         for row in rows:
             flat.fromlist(row)  # half the time of np.fromiter
@@ -119,9 +123,10 @@ class SentencePieceTokenizer(TokenizerWithGivenIds):
         return rows
 
     def _decode(self, rows: list[list[int]]) -> list[str]:
-        size, unk = self.vocab_size, self.unk_id
+        processor = self._processor
+        size, unk = processor.get_piece_size(), self.unk_id
         known = [[i if 0 <= i < size else unk for i in row] for row in rows]
-        return self._processor.decode(known) if known else []
+        return processor.decode(known) if known else []
 
 
 def _parse(content: bytes, name: str) -> SentencePieceProcessor:

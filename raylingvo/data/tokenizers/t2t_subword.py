@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import re
 import unicodedata
@@ -54,7 +53,7 @@ class T2tSubwordTokenizer(Tokenizer):
     def pad_id(self) -> int:
         return 0
 
-    @functools.cached_property
+    @property
     def _subwords(self) -> _Subwords:
         return _files.load(self.vocab_filepath, _parse)
 

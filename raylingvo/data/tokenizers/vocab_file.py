@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Sequence
 
@@ -58,7 +57,7 @@ class VocabFileTokenizer(Tokenizer):
     def unk_id(self) -> int:
         return self._vocab.unk_id
 
-    @functools.cached_property
+    @property
     def _vocab(self) -> Vocab:
         by_column = self.load_token_ids_from_vocab and self.token_vocab_filepath is not None
         return _files.load(self._paths()[0], _parse, by_column)
@@ -70,7 +69,8 @@ class VocabFileTokenizer(Tokenizer):
         if self.token_vocab_filepath is None:
             raise RequestError(f"{self.ngram_vocab_filepath}: n-grams can only be decoded; give token_vocab_filepath")
         split = splitter(self.tokens_delimiter)
-        get, unk = self._vocab.ids.get, self.unk_id
+        vocab = self._vocab
+        get, unk = vocab.ids.get, vocab.unk_id
         flat: list[int] = []
         stops = []
         for string in strings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import heapq
 import itertools
 from collections.abc import Sequence
@@ -54,7 +53,11 @@ class WpmTokenizer(TokenizerWithGivenIds):
     def vocab_size(self) -> int:
         return self._merger.vocab.size
 
-    @functools.cached_property
+    @property
+    def is_random(self) -> bool:
+        return self.merge_prob < 1.0
+
+    @property
     def _merger(self) -> Merger:
         merger = _files.load(self.vocab_filepath, _parse)
         for name in ("unk", "sos", "eos"):
@@ -72,7 +75,7 @@ class WpmTokenizer(TokenizerWithGivenIds):
     def _tokens(self, strings: Sequence[Text], seed_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Of bytes, split() knows ASCII white space only.
         sentences = [to_bytes(string).split() for string in strings]
-        if self.merge_prob < 1.0:
+        if self.is_random:
             return flatten(self._partly_merged(sentences, seed_N))
         ids_of = self._merger.words.__getitem__
         return flatten([b"".join(map(ids_of, words)) for words in sentences])

@@ -35,6 +35,24 @@ def test_a_vocabulary_in_a_bucket():
     assert "memory://" in tokenizer.fingerprint()
 
 
+def test_a_vocabulary_in_a_bucket_is_the_one_that_was_looked_up_last():
+    tokenizer = WpmTokenizer(vocab_filepath="memory://vocabularies/changing.txt")
+    for pieces, label in (("a", 3), ("b\na", 4)):
+        with fsspec.open("memory://vocabularies/changing.txt", "wb") as file:
+            file.write(f"<unk>\n<s>\n</s>\n{pieces}\n".encode())
+        tokenizer.fingerprint()  # encoding alone makes no round trip
+        assert tokenizer.encode(["a"], 3)[1].tolist() == [[0, label, 2]]
+
+
+def test_a_name_means_another_file_under_another_root(root, monkeypatch):
+    for folder in ("x", "y"):
+        (root / folder).mkdir()
+        (root / folder / "v").write_text(folder)
+    for folder in ("x", "y", "x"):
+        monkeypatch.setenv("RAYLINGVO_DATA", str(root / folder))
+        assert _files.load("v", parse)[0] == folder.encode()
+
+
 def test_a_folder_is_no_file(root):
     with pytest.raises(RequestError, match="is a folder"):
         _files.find_one(".")

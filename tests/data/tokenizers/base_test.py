@@ -177,3 +177,21 @@ def test_the_fingerprint_changes_with_the_file(root):
     (root / "w.txt").write_text("<unk>\n<s>\n</s>\na\nb\n")
     assert tokenizer.fingerprint() != before
     assert AsciiTokenizer().fingerprint() == ""
+
+
+def test_a_tokenizer_follows_its_file(root):
+    tokenizer = WpmTokenizer(vocab_filepath="w.txt")
+    for pieces, expected in (("\u2581\na", [3, 4, 2]), ("\u2581\nb\na", [3, 5, 2])):
+        (root / "w.txt").write_text(f"<unk>\n<s>\n</s>\n{pieces}\n")
+        assert tokenizer.encode_ragged(["a"])[0].tolist() == expected
+        assert tokenizer.vocab_size == 3 + len(pieces.split())
+    (root / "w.txt").unlink()
+    with pytest.raises(RequestError, match="not found"):
+        tokenizer.encode_ragged(["a"])
+
+
+def test_which_draw_at_random():
+    random = [tokenizer for tokenizer in CONFIGS if tokenizer.is_random]
+    assert random == [CONFIGS[4], CONFIGS[5]]
+    assert not WpmTokenizer(vocab_filepath="w").is_random
+    assert not SentencePieceTokenizer(spm_model="s", nbest_size=1).is_random

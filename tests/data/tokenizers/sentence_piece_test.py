@@ -108,6 +108,14 @@ def test_an_old_library_cannot_repeat_draws(vocabularies, monkeypatch):
         tokenizer.encode(["why"], 4)
 
 
+def test_the_fingerprint_has_the_version_of_the_library(vocabularies, monkeypatch):
+    tokenizer = SentencePieceTokenizer(spm_model=MODEL)
+    before = tokenizer.fingerprint()
+    assert MODEL in before
+    monkeypatch.setattr("sentencepiece.__version__", "0.9.9")
+    assert tokenizer.fingerprint() != before and "0.9.9" in tokenizer.fingerprint()
+
+
 def test_special_ids_must_agree(vocabularies):
     with pytest.raises(RequestError, match=r"target_eos_id=1, but en-1k.spm.model has </s> at 2; set target_eos_id=2"):
         SentencePieceTokenizer(spm_model=MODEL, target_eos_id=1).encode(["why"], 4)
