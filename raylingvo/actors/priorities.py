@@ -13,13 +13,12 @@ ROLES = 10  # niceness; the Trainer's is 0
 RAY = 19
 
 # Parts of the commands of what ray.init starts beside the raylet, and the titles of what the raylet itself needs.
-_HELPERS = ("/ray/dashboard/dashboard.py ", "/ray/autoscaler/", "/ray/_private/log_monitor.py ")
-# (GCS is not among them: starting an actor and telling that one has died go through it.)
+_HELPERS = ("/ray/gcs/gcs_server ", "/ray/dashboard/dashboard.py ", "/ray/autoscaler/", "/ray/_private/log_monitor.py ")
 _AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def let_ray_step_back() -> None:
-    """Gives the processor to Ray's dashboard, agents and monitors only when nobody else of this session wants it.
+    """Lets Ray's dashboard, agents, monitors and GCS have the processor where the others of this session leave gaps.
 
     For a Ray that this process has started. Together they take 6 to 8 % of one core, a little at a time, and each time
     all threads of the train step wait for the one that was interrupted.
@@ -28,12 +27,11 @@ def let_ray_step_back() -> None:
         set_niceness(process.pid, RAY)
 
 
-def let_ray_threads_step_back() -> None:
-    """In the Trainer's process, not on its main thread, and before it starts threads of its own: Ray's do.
-
-    Ray's main thread looks for signals a hundred times a second.
-    """
-    set_niceness(os.getpid(), ROLES, but=threading.get_native_id())
+def step_back(*, but_this_thread: bool = False) -> None:
+    """In a role's process: lets the Trainer's thread go first, which asks for it with `but_this_thread`."""
+    set_niceness(os.getpid(), ROLES, but=threading.get_native_id() if but_this_thread else None)
+    # Ray's main thread, which looks for signals a hundred times a second, and only hands calls on.
+    os.setpriority(os.PRIO_PROCESS, os.getpid(), RAY)
 
 
 def set_niceness(pid: int, niceness: int, *, but: int | None = None) -> None:

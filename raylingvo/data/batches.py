@@ -101,7 +101,7 @@ class ShuffledBatches:
         self._order = order or Shuffled(np.arange(len(source)), seed)
         self._batch_size, self._rows = batch_size, shard.rows(batch_size)
         self.num_examples = len(source)
-        self.identity = {"seed": seed, "batch_size": batch_size, "num_examples": len(source)}
+        self.identity: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "num_examples": len(source)}
 
     def __len__(self) -> int:
         return ENDLESS

@@ -86,7 +86,7 @@ def digest(source: SequenceSource, **settings: Any) -> str:
     found = hashlib.blake2b(digest_size=8)
     columns = [dataclasses.astuple(column) for column in source.columns]
     found.update(json.dumps([columns, list(source.groups), settings], sort_keys=True).encode())
-    found.update(np.ascontiguousarray(source.length_NxC, np.int64))
+    found.update(np.ascontiguousarray(source.length_NxC, np.int64).tobytes())
     return found.hexdigest()
 
 
