@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from raylingvo.data.records import open_records, write_records
@@ -59,6 +59,7 @@ def assert_same(found, expected):
 def test_bytes_come_back(format, place, memory, records):
     if format == "text":
         records = [record.replace(b"\n", b"") for record in records]
+        assume(not b"\n".join(records).startswith(b"\x1f\x8b"))  # what begins like gzip is read as gzip
     assert write_records(f"{place}x", iter(records), format) == len(records)
     assert read_all(f"{format}:{place}x") == records
 
