@@ -72,7 +72,6 @@ class StoreActor:
     """The SnapshotStore: holds references to snapshots it owns, wakes those who wait."""
 
     def __init__(self, run: str, max_bytes: int, max_count: int):
-        priorities.step_back()
         self._run = run
         self._spill = SpillFolder()
         self._store = SnapshotStore(max_bytes, max_count, delete=self._spill.delete)
@@ -192,7 +191,6 @@ class TrainerActor:
 
         What fails in here, the import of the user's modules too, is the run's failure and not the death of a role.
         """
-        priorities.step_back(but_this_thread=True)
         experiment = self._job.enter(self._platform)
         from raylingvo.actors.trainer import Trainer
 
@@ -263,7 +261,7 @@ class ReaderActor:
     def run(self) -> None:
         """Works until the store says that nothing will follow."""
         # On one machine training goes first. Accelerators do not care.
-        priorities.step_back()
+        os.nice(priorities.READERS)
         experiment = self._job.enter(self._platform)
         if self._kind == "evaler":
             from raylingvo.actors.evaler import Evaler as Role
