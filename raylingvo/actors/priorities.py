@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-# Niceness, of the thread that computes and those that it starts. Ray's own threads in the process of a role stay at 0: a
-# snapshot's way leads through them, and was a quarter longer when they stood back too.
+# Niceness, of the thread that computes and those that it starts. Ray's own threads in the process of a role stay at 0:
+# a snapshot's way leads through them, and was a quarter longer when they stood back too.
 READERS = 10
 RAY = 19
 
