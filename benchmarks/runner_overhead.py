@@ -5,20 +5,25 @@ default policies of reports, snapshots and checkpoints. Every few seconds all it
 the bare loop takes 15 steps: shared machines change their speed by 10 % from one second to the next, and only many
 turns average that out. The run's rate is its steps / the seconds in which it was not stopped, from its first
 report (after the start-up of Ray and of the checkpoint library) to its last; the bare loop's its steps / its seconds.
-`ratio` is the first / the second; `ratios` the same between two reports. Goal: >= 0.97. The bound is 1: the runner adds
-to the same steps on the same cores. Prints one JSON line.
+`ratio` is the first / the second; `ratios` the same between two reports. Goal: >= 0.97.
+
+The runner lets its roles keep their memory between steps (actors/memory.py), which a plain script does not, so on CPUs
+`ratio` can be above 1. `ratio_same_memory` is against a second bare loop that keeps its memory too: what the roles
+themselves cost. There the bound is 1: the runner adds to the same steps on the same cores. Prints one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,7 @@ import psutil
 from _compare import report
 
 import raylingvo as rl
+from raylingvo.actors import memory
 from raylingvo.experiment import Checkpoints, Snapshots
 from raylingvo.monitor.live import View
 from raylingvo.monitor.metrics_log import read_metrics
@@ -72,28 +78,50 @@ def bare_loop() -> None:
         print(time.perf_counter() - start, flush=True)
 
 
+class BareLoop:
+    """`bare_loop` in a process of its own."""
+
+    def __init__(self, environment: Mapping[str, str]):
+        command = [sys.executable, __file__, "--bare"]
+        env = {**os.environ, **environment}
+        self._process = subprocess.Popen(
+            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self.pid = self._process.pid
+        for _ in range(4):  # touches its memory
+            self.turn()
+
+    def turn(self) -> float:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("\n")
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
 class Duel(View):
-    """Stops the run and lets the bare loop take a turn, whenever the run shows its state."""
+    """Stops the run and lets the bare loops take a turn, whenever the run shows its state."""
 
     def __init__(self, logdir: Path):
         self._train = logdir / "train"
-        self._loop = subprocess.Popen(
-            [sys.executable, __file__, "--bare"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        for _ in range(4):  # touches its memory
-            self._turn()
-        self._turns: list[tuple[float, float, float]] = []  # Unix seconds from and to which the run stood still, turn
+        self._loops = [BareLoop({}), BareLoop(memory.KEEP)]
+        # Unix seconds from and to which the run stood still, seconds of each loop's turn.
+        self._turns: list[tuple[float, float, list[float]]] = []
 
     def update(self, status: Any) -> None:
         if not status["trainer"]["step"] or status["trainer"]["state"] != "training":
             return
         if self._turns and time.time() < self._turns[-1][1] + RUN_SECONDS:
             return
-        others = [p for p in psutil.Process().children(recursive=True) if p.pid != self._loop.pid]
+        loops = {loop.pid for loop in self._loops}
+        others = [p for p in psutil.Process().children(recursive=True) if p.pid not in loops]
         _signal(others, signal.SIGSTOP)
         start = time.time()
         try:
-            seconds = self._turn()
+            seconds = [loop.turn() for loop in self._loops]
         finally:
             end = time.time()
             _signal(others, signal.SIGCONT)
@@ -103,13 +131,12 @@ class Duel(View):
         print(text, file=sys.stderr)
 
     def close(self) -> None:
-        """Ends the bare loop."""
-        assert self._loop.stdin is not None
-        self._loop.stdin.close()
-        self._loop.wait()
+        """Ends the bare loops."""
+        for loop in self._loops:
+            loop.close()
 
-    def rates(self) -> list[tuple[float, float]]:
-        """(the run's, the bare loop's) seconds a step between one report and the next."""
+    def rates(self) -> list[list[float]]:
+        """[the run's, each bare loop's] seconds a step between one report and the next."""
         reports = [(record["time"], record["step"]) for record in read_metrics(self._train)[:-1]]
         found = []
         for (start, first), (end, last) in itertools.pairwise(reports):
@@ -118,14 +145,11 @@ class Duel(View):
             if not turns:
                 sys.exit("the run was faster from report to report than the turns: raise REPORT_STEPS")
             stopped = sum(stop - begin for begin, stop, _ in turns)
-            bare = sum(seconds for *_, seconds in turns) / (len(turns) * TURN_STEPS)
-            found.append(((end - start - stopped) / (last - first), bare))
+            bare = [
+                sum(seconds) / (len(turns) * TURN_STEPS) for seconds in zip(*(turn[2] for turn in turns), strict=True)
+            ]
+            found.append([(end - start - stopped) / (last - first), *bare])
         return found
-
-    def _turn(self) -> float:
-        assert self._loop.stdin is not None and self._loop.stdout is not None
-        self._loop.stdin.write("\n")
-        return float(self._loop.stdout.readline())
 
 
 def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
@@ -147,12 +171,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Duel(Path(folder)) as duel:
         rl.run(experiment(arguments.reports), folder, view=duel)
         rates = duel.rates()
-    run, bare = (statistics.fmean(seconds) for seconds in zip(*rates, strict=True))
+    run, bare, bare_same_memory = (statistics.fmean(seconds) for seconds in zip(*rates, strict=True))
     report(
         "runner_overhead",
         ratio=bare / run,
         goal=0.97,
-        ratios=[round(b / r, 3) for r, b in rates],
+        ratios=[round(b / r, 3) for r, b, _ in rates],
+        ratio_same_memory=bare_same_memory / run,
+        ratios_same_memory=[round(b / r, 3) for r, _, b in rates],
         steps_per_second=1 / run,
         bare_steps_per_second=1 / bare,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any, Literal
 
 import jax
@@ -95,6 +96,19 @@ class Numbers(FixedShapeDataset):
         y_N = x_Nx4 @ np.array([1, -2, 0.5, 3], np.float32)
         y_N[list(self.nan_ids)] = np.nan
         return Rows(x_Nx4, y_N)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NumbersWhere(Numbers):
+    """Numbers that open only where the environment has these variables."""
+
+    environment: dict[str, str]
+
+    def open(self) -> Rows:
+        missing = self.environment.items() - os.environ.items()
+        if missing:
+            raise RuntimeError(f"not in the environment: {missing}")
+        return super().open()
 
 
 def experiment(

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError
 
 from raylingvo import config
-from raylingvo.actors import priorities
+from raylingvo.actors import memory, priorities
 from raylingvo.actors.snapshot_store import SnapshotStore
 from raylingvo.actors.spill import SpillFolder
 from raylingvo.data.paths import data_root
@@ -42,14 +42,19 @@ def fetch(ref: Any, timeout: float = REPLY_SECONDS) -> Any:
 
 
 class Job:
-    """What every role of a run is told when it starts: plain data, unpickled without the user's modules."""
+    """What every role of a run is told when it starts: plain data, unpickled without the user's modules.
 
-    def __init__(self, run: str, experiment: Experiment, logdir: Path):
+    own_cluster: Ray's processes have inherited the environment of this one; else each role asks for what it needs.
+    """
+
+    def __init__(self, run: str, experiment: Experiment, logdir: Path, *, own_cluster: bool):
         self.run = run
         self.config = config.dump(experiment)
         self.logdir = str(logdir)
         self.import_paths = [path for path in sys.path if path]
         self.environment = {"RAYLINGVO_DATA": str(data_root())}
+        # A process with an environment of its own is one that Ray has not started beforehand: a second or two.
+        self.runtime_env = {} if own_cluster else {"env_vars": dict(memory.KEEP)}
 
     def enter(self, platform: Mapping[str, str]) -> Experiment:
         """In the role's process, before JAX is imported: makes the process the role's, returns the experiment."""
@@ -306,7 +311,7 @@ def start_store(run: str, *, max_bytes: int, max_count: int) -> Any:
 
 def start_trainer(job: Job, resources: RoleResources, store: Any) -> Any:
     """Starts the Trainer's actor; `run` starts training."""
-    options = {**_options(resources), "max_concurrency": 8}
+    options = {**_options(job, resources), "max_concurrency": 8}
     return ray.remote(TrainerActor).options(**options).remote(job, _platform(resources), store)
 
 
@@ -314,15 +319,16 @@ def start_reader(kind: str, dataset: str, name: str, job: Job, resources: RoleRe
     """Starts the actor of an Evaler or Decoder (`kind`: evaler, decoder), known to the store as `name`."""
     return (
         ray.remote(ReaderActor)
-        .options(**_options(resources))
+        .options(**_options(job, resources))
         .remote(kind, dataset, name, job, _platform(resources), store)
     )
 
 
-def _options(resources: RoleResources) -> Mapping[str, Any]:
+def _options(job: Job, resources: RoleResources) -> Mapping[str, Any]:
     return {
         "num_cpus": resources.num_cpus,
         "num_gpus": resources.num_gpus,
         "resources": dict(resources.custom),
+        "runtime_env": job.runtime_env,
         "max_restarts": 0,  # the run starts a role again itself: it knows from which state, and counts
     }

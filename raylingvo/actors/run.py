@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from raylingvo.actors import priorities, remote
+from raylingvo.actors import memory, priorities, remote
 from raylingvo.actors.logdir import Logdir
 from raylingvo.actors.supervisor import Supervisor
 from raylingvo.errors import RequestError
@@ -58,7 +58,7 @@ def run(
         if home.info["status"] == "finished":
             return home.info["result"]
         with (
-            _cluster(address) as dashboard,
+            _cluster(address) as (dashboard, own),
             _signals() as stop_request,
             view or open_view() as shown,
         ):
@@ -66,7 +66,7 @@ def run(
             if ray.cluster_resources().get("GPU") and not experiment.resources.trainer.num_gpus:
                 shown.event("there are GPUs that no role asks for: --set resources.trainer.num_gpus=1")
             home.begin(list(sys.argv), dashboard=dashboard)
-            job = remote.Job(home.info["id"], experiment, home.path)
+            job = remote.Job(home.info["id"], experiment, home.path, own_cluster=own)
             supervisor = Supervisor(experiment, job, home.path, shown, dashboard)
             try:
                 ending, reason = supervisor.wait(stop_request)
@@ -110,12 +110,15 @@ def _last_metrics(directory: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _cluster(address: str | None) -> Iterator[str | None]:
-    """Ray, as asked for: the cluster at `address`, the one this process is connected to, or one of our own."""
+def _cluster(address: str | None) -> Iterator[tuple[str | None, bool]]:
+    """Ray, as asked for: the cluster at `address`, the one this process is connected to, or one of our own.
+
+    Yields (address of the dashboard if it is to be told, whether it is one of our own).
+    """
     if ray.is_initialized():
         if address is not None:
             raise RequestError(f"--address {address}: this process is connected to a Ray cluster already")
-        yield None  # whoever initialised it has been told the dashboard's address
+        yield None, False  # whoever initialised it has been told the dashboard's address
         return
     # No reports to anybody unless the user has asked for them.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -125,7 +128,7 @@ def _cluster(address: str | None) -> Iterator[str | None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         # "local" and not the default: never join somebody else's cluster by accident.
-        with _blocked(_WATCHED):
+        with _blocked(_WATCHED), memory.kept():
             context = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if address is None:
@@ -134,7 +137,7 @@ def _cluster(address: str | None) -> Iterator[str | None]:
     if address is None:
         priorities.let_ray_step_back()
     try:
-        yield context.dashboard_url
+        yield context.dashboard_url, address is None
     finally:
         ray.shutdown()
 

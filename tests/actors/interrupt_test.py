@@ -20,6 +20,7 @@ import pytest
 import toy
 
 from raylingvo import config
+from raylingvo.actors import memory
 from raylingvo.experiment import Experiment, Reading, Snapshots
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training import checkpoints
@@ -32,9 +33,13 @@ CLOCK = ("time", "steps_per_second", "examples_per_second", "input_wait_fraction
 
 
 def experiment(gate: Path | None = None) -> Experiment:
-    """60 steps; held at the 35th batch that is read if there is a gate."""
+    """60 steps, in a process that keeps its memory; held at the 35th batch that is read if there is a gate."""
     plain = toy.experiment(
-        max_steps=60, report_every_steps=7, snapshots=Snapshots(every_steps=10), reading=Reading(batch_size=20)
+        data=toy.NumbersWhere(environment=memory.KEEP),
+        max_steps=60,
+        report_every_steps=7,
+        snapshots=Snapshots(every_steps=10),
+        reading=Reading(batch_size=20),
     )
     plain = dataclasses.replace(plain, decode={})
     if gate is None:

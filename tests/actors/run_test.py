@@ -18,6 +18,7 @@ import jax
 import pytest
 import toy
 
+from raylingvo.actors import memory
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Checkpoints, EarlyStop, Experiment, Reading, Snapshots
 from raylingvo.monitor.live import View
@@ -128,7 +129,7 @@ def assert_same_end(experiment: Experiment, logdir: Path, other: Path) -> None:
 
 
 def test_a_run_leaves_everything_in_its_logdir(tmp_path: Path) -> None:
-    experiment = toy.experiment()
+    experiment = toy.experiment(data=toy.NumbersWhere(environment=memory.KEEP))
     result = Running(experiment, tmp_path / "run").result()
 
     assert result["status"] == "finished"
