@@ -21,8 +21,8 @@ _LOG = logging.getLogger("raylingvo")
 def dispatch(implementation: Implementation, *, xla: Callable[..., Any], cpp: Callable[..., Any], args: tuple) -> Any:
     """xla(*args) or cpp(*args), which compute the same.
 
-    implementation: "xla": pure JAX, on any device; "cpp": the C++ op, on CPUs; "auto": the C++ op if it is there and the
-    device is a CPU. Raises ValueError for another, RuntimeError for "cpp" where it is not available, with the reason.
+    implementation: "xla": pure JAX, on any device; "cpp": the C++ op, on CPUs; "auto": the C++ op if it is there and
+    the device is a CPU. Raises ValueError for another, RuntimeError for "cpp" where it is not available.
     """
     if implementation == "xla":
         return xla(*args)
@@ -42,7 +42,10 @@ def dispatch(implementation: Implementation, *, xla: Callable[..., Any], cpp: Ca
 
 
 def call(target: str, results: Any, *args: Any, **attributes: Any) -> Any:
-    """One call of the handler `target`. results: a tree of jax.ShapeDtypeStruct. attributes: numpy scalars and arrays."""
+    """One call of the handler `target`.
+
+    results: a tree of jax.ShapeDtypeStruct. attributes: numpy scalars and arrays.
+    """
     _register(target)
     return jax.ffi.ffi_call(target, results)(*args, **attributes)
 

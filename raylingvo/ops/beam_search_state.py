@@ -23,10 +23,11 @@ class BeamSearchState(NamedTuple):
     hyps: i32[T, N], the chosen token.
     prev_hyps: i32[T, N], the slot in row t - 1 that it continues.
     done_hyps: bool[T, N], whether slot i ended at step t.
-    eos_ids: i32[T, N], its terminal symbol (eos or eoc), 0 where it did not end; eos_scores: f32[T, N], the symbol's local
-    score; eos_global_scores: f32[T, N], the raw score of the hyp that ended, the symbol included.
-    atten_probs: f32[T, N, S], attention of the parent when it was continued; eos_atten_probs: f32[T, N, S], of the slot
-    when it ended.
+    eos_ids: i32[T, N], its terminal symbol (eos or eoc), 0 where it did not end.
+    eos_scores: f32[T, N], that symbol's local score.
+    eos_global_scores: f32[T, N], the raw score of the hyp that ended, the symbol included.
+    atten_probs: f32[T, N, S], attention of the parent when it was continued.
+    eos_atten_probs: f32[T, N, S], attention of the slot when it ended.
     beam_done: bool[b], all_done: bool[].
     """
 
