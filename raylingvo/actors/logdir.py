@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import raylingvo
 from raylingvo import config, registry
 from raylingvo.errors import RequestError
@@ -63,6 +65,11 @@ class Logdir:
             result=None,  # that of an earlier start must not outlive a hard stop of this one
             command=command,
             hosts=[socket.gethostname()],
+            process={
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "created": psutil.Process().create_time(),  # process ids are used again
+            },
             **_provenance(),
             **fields,
         )

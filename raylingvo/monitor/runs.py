@@ -7,10 +7,12 @@ import functools
 import json
 import os
 import re
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from raylingvo.errors import RequestError
@@ -29,7 +31,7 @@ class Run:
     """One logdir, as it was when read; metrics are read when first asked for."""
 
     logdir: Path
-    info: Mapping[str, Any]  # run.json; started and ended are Unix seconds
+    info: Mapping[str, Any]  # run.json, but status "died" if its process is gone; started, ended are Unix seconds
     config_text: str  # config.yaml, "" if the run ended before it was written
 
     @property
@@ -65,7 +67,20 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         raise RequestError(f"LOGDIR {logdir} cannot be read: {_one_line(error)}") from error
     if not isinstance(info, dict):
         raise RequestError(f"LOGDIR {logdir} cannot be read: run.json holds no object (got {info!r})")
+    if info.get("status") == "running" and _has_died(info):
+        info["status"] = "died"
     return Run(logdir=logdir, info=info, config_text=text)
+
+
+def _has_died(info: Mapping[str, Any]) -> bool:
+    """Whether the process that said it was running is gone without a word: after kill -9, or a power cut."""
+    process = info.get("process")
+    if not process or process["host"] != socket.gethostname():
+        return False  # what runs on another machine cannot be seen from here
+    try:
+        return psutil.Process(process["pid"]).create_time() != process["created"]
+    except psutil.NoSuchProcess:
+        return True
 
 
 def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:

@@ -96,7 +96,7 @@ def _plain(value: Any) -> Text:
 
 
 def _status(status: Any) -> Text:
-    return Text(str(status), style={"running": "green", "failed": "bold red"}.get(str(status), ""))
+    return Text(str(status), style={"running": "green", "failed": "bold red", "died": "bold red"}.get(str(status), ""))
 
 
 def _fact(key: str, value: Any) -> RenderableType:

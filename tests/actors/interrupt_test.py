@@ -23,6 +23,7 @@ from raylingvo import config
 from raylingvo.actors import memory
 from raylingvo.experiment import Experiment, Reading, Snapshots
 from raylingvo.monitor.metrics_log import read_metrics
+from raylingvo.monitor.runs import load_run
 from raylingvo.training import checkpoints
 from raylingvo.training.state import init_state
 
@@ -145,6 +146,7 @@ def test_when_the_driver_is_killed_its_roles_end_and_the_same_command_can_be_giv
             trainer = psutil.Process(gate.wait())
             process.kill()
             process.wait(SECONDS)
+            assert load_run(tmp_path / "run").info["status"] == "died"
             gate.open()
             _, alive = psutil.wait_procs([trainer], timeout=SECONDS)
             assert not alive

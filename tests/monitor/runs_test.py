@@ -1,5 +1,10 @@
 import json
+import os
+import socket
+import subprocess
+import sys
 
+import psutil
 import pytest
 
 from raylingvo.errors import RequestError
@@ -83,6 +88,23 @@ def test_a_running_run_is_as_old_as_its_newest_report(make_logdir):
     (logdir / "run.json").write_text(json.dumps({"id": "x", "status": "running", "started": 1000.0, "ended": None}))
     (row,) = list_rows([load_run(logdir)])
     assert (row["step"], row["seconds"]) == (100, 60.0)
+
+
+def test_a_run_whose_process_is_gone_has_died(make_logdir):
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "created": psutil.Process().create_time()}
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    cases = [
+        (me, "running"),
+        ({**me, "host": "another"}, "running"),
+        ({**me, "created": 5.0}, "died"),  # its process id belongs to another now
+        ({**me, "pid": process.pid}, "died"),
+    ]
+    logdir = make_logdir("a")
+    for process, status in cases:
+        (logdir / "run.json").write_text(json.dumps({"id": "x", "status": "running", "process": process}))
+        (row,) = list_rows([load_run(logdir)])
+        assert row["status"] == show(load_run(logdir))["status"] == status
 
 
 def test_show_has_the_last_and_the_best(make_logdir):
