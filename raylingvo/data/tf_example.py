@@ -65,7 +65,10 @@ class Feature:
                 raise ValueError(f"default must be bytes, or {self._sizes()} of them (got {self.default!r})")
             return values
         try:
-            values = np.asarray(self.default, self.dtype)
+            given = np.asarray(self.default)
+            if given.size and not np.can_cast(given.dtype, self.dtype, "same_kind"):
+                raise TypeError(f"{given.dtype} would be cut")
+            values = given.astype(self.dtype)
             return np.atleast_1d(values) if self.shape is None else np.broadcast_to(values, self.shape)
         except (ValueError, TypeError, OverflowError) as e:
             raise ValueError(f"default must be {self.dtype}, of shape {self._sizes()} (got {self.default!r})") from e
@@ -81,7 +84,8 @@ def parse_examples(
 
     Numbers are int64 or float32 arrays of the feature's shape, (n,) without one; bytes are a list, of as many as the
     shape has places. The arrays are views of one for the whole batch: to keep one of them long, copy it. A feature that
-    is present but of no kind counts as missing, as in TensorFlow.
+    is present but of no kind counts as missing, as in TensorFlow; one without values is of any kind, other than there:
+    who writes an empty list cannot always know which it should be.
 
     Raises ExampleError for the first feature that is missing, of another kind or size, and for malformed bytes.
     """
@@ -290,9 +294,9 @@ def _slow_values(index: int, name: str, dtype: str, raw: bytes) -> Any:
     kind = message.WhichOneof("kind")
     if kind is None:
         return None
-    if _DTYPES[kind] != dtype:
-        raise _wrong(index, f"feature {name!r} is {_DTYPES[kind]}; expected {dtype}")
     values = getattr(message, kind).value
+    if _DTYPES[kind] != dtype and len(values):
+        raise _wrong(index, f"feature {name!r} is {_DTYPES[kind]}; expected {dtype}")
     return list(values) if dtype == "bytes" else np.array(values, dtype)
 
 

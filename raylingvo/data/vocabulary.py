@@ -115,10 +115,17 @@ def _sentencepiece(lines: Iterator[str], size: int, character_coverage: float, s
     if first is None:
         raise _no_words()
 
+    failures: list[BaseException] = []
+
     def sentences() -> Iterator[str]:
-        yield first
-        yield from lines
-        progress("training", 0, None)
+        try:
+            yield first
+            yield from lines
+            progress("training", 0, None)
+        # The library makes a RuntimeError of whatever is raised in here, an interrupt (Ctrl-C) too.
+        except BaseException as e:
+            failures.append(e)
+            raise
 
     set_random_generator_seed(seed)
     model = io.BytesIO()
@@ -140,6 +147,8 @@ def _sentencepiece(lines: Iterator[str], size: int, character_coverage: float, s
             minloglevel=2,
         )
     except RuntimeError as e:
+        if failures:
+            raise failures[0] from None
         raise RequestError(f"cannot train a vocabulary of size {size}: {str(e).partition(chr(10))[0]}") from e
     progress("training", 1, 1)
     return model.getvalue()

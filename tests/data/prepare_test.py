@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +26,18 @@ def test_an_unknown_recipe_names_the_closest():
 def test_a_path_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(RequestError, match=r"--from .*/nowhere does not exist"):
         prepare("mnist", tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match=r"--from .*/file/below does not exist"):
+        prepare("mnist", tmp_path / "file" / "below")
+
+
+def test_a_path_that_cannot_be_looked_at_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(RequestError, match="cannot read --from ~no-such-user/x: Could not determine home directory"):
+        prepare("mnist", Path("~no-such-user/x"))
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(RequestError, match=r"cannot read --from .*/x: Permission denied$"):
+        prepare("mnist", tmp_path / "x")

@@ -199,6 +199,14 @@ def test_a_feature_of_no_kind_is_missing_and_an_empty_list_is_not():
     assert decode_example(example_of(x=b"", y=field(3, b""))).keys() == {"y"}
 
 
+def test_an_empty_list_is_of_any_kind():
+    batch = [encode_example({"x": []}), encode_example({"x": [7]})]  # the first one is of floats
+    assert [one["x"].tolist() for one in parse_examples(batch, {"x": Feature("int64")})] == [[], [7]]
+    assert parse_examples(batch[:1], {"x": Feature("bytes")}) == [{"x": []}]
+    with pytest.raises(ExampleError, match=r"feature 'x' has 0 values; expected int64\[1\]"):
+        parse_examples(batch, {"x": Feature("int64", (1,))})
+
+
 def test_errors_say_what_was_expected_and_what_was_found():
     batch = [encode_example({"x": [1], "y": "text"}), encode_example({"x": [1, 2], "y": "text"})]
     for spec, index, message in [
@@ -226,6 +234,8 @@ def test_errors_travel_between_processes():
         (("int64", (-1,)), r"shape must have sizes >= 0 \(got \(-1,\)\)"),
         (("int64", (2,), (1, 2, 3)), r"default must be int64, of shape \(2,\) \(got \(1, 2, 3\)\)"),
         (("int64", None, "x"), "default must be int64, of shape any"),
+        (("int64", (), 0.5), r"default must be int64, of shape \(\) \(got 0.5\)"),
+        (("float32", None, "1.5"), "default must be float32, of shape any"),
         (("bytes", (2,), [b"a", b"b", b"c"]), r"default must be bytes, or \(2,\) of them"),
         (("bytes", None, ["text"]), "default must be bytes"),
     ],

@@ -146,6 +146,18 @@ def test_an_unknown_kind(tmp_path):
         train_vocab("bpe", ["a"], 10, tmp_path / "v")  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RequestError("x.txt: record 7: corrupt")])
+def test_what_stops_the_text_is_raised_as_it_is(tmp_path, kind, error):
+    def lines():
+        yield "a"
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        train_vocab(kind, lines(), 30, tmp_path / "v")
+    assert raised.value is error
+
+
 def test_a_failure_leaves_the_former_vocabulary(tmp_path):
     file = train_vocab("words", ["a"], 10, tmp_path / "v")
     before = file.read_bytes()

@@ -29,7 +29,11 @@ def prepare(name: str, from_path: Path | None = None) -> list[str]:
         closest = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4) or sorted(RECIPES)
         raise RequestError(f"no recipe {name!r} to prepare data; closest: {', '.join(closest)}")
     if from_path is not None:
-        from_path = from_path.expanduser()
-        if not from_path.exists():
-            raise RequestError(f"--from {from_path} does not exist")
+        try:
+            from_path = from_path.expanduser()
+            from_path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise RequestError(f"--from {from_path} does not exist") from None
+        except (OSError, RuntimeError, ValueError) as e:  # no access, ~user of nobody, a zero byte in the name
+            raise RequestError(f"cannot read --from {from_path}: {getattr(e, 'strerror', None) or e}") from e
     return importlib.import_module(RECIPES[name]).prepare(from_path, data_root())

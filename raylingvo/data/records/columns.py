@@ -56,8 +56,8 @@ def _array(values: list[Any] | None, dtype: np.dtype) -> np.ndarray | list[Any] 
 def table(records: Sequence[dict[str, Any]], first: int, schema: pa.Schema | None) -> pa.Table:
     """The records as rows; their types are those of `schema`, or those of the values.
 
-    first: the number of the first record, for messages. Raises RequestError for values of mixed or unknown types, and
-    for fields that the schema lacks; fields that a record lacks become nulls.
+    first: the number of the first record, for messages. Raises RequestError for values of mixed or unknown types, for
+    fractions where the type has integers, for fields that the schema lacks; fields that a record lacks become nulls.
     """
     import pyarrow as pa
 
@@ -71,6 +71,8 @@ def table(records: Sequence[dict[str, Any]], first: int, schema: pa.Schema | Non
     for name in names:
         values = [record.get(name) for record in records]
         type_ = _type(values) if schema is None else schema.field(name).type
+        if type_ is not None:
+            _check_integers(name, values, first, type_)
         try:
             columns[name] = pa.array([_plain(value) for value in values], type_)
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as e:
@@ -90,6 +92,40 @@ def _type(values: Sequence[Any]) -> pa.DataType | None:
     for _ in range(arrays[0].ndim):
         type_ = pa.list_(type_)
     return type_
+
+
+def _check_integers(name: str, values: Sequence[Any], first: int, type: pa.DataType) -> None:
+    """Raises RequestError for the first value with a fraction where `type` has integers: pyarrow would cut it off."""
+    if not _has_integers(type):
+        return
+    for number, value in enumerate(values, first):
+        if _loses_fraction(value, type):
+            raise RequestError(
+                f"record {number}, field {name!r} has a fraction, but {type} is the type of the field in the records "
+                "before; make it a float in all of them"
+            )
+
+
+def _has_integers(type: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    if _is_list(type):
+        return _has_integers(type.value_type)
+    return pa.types.is_integer(type) or (pa.types.is_struct(type) and any(_has_integers(f.type) for f in type))
+
+
+def _loses_fraction(value: Any, type: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    if isinstance(value, np.ndarray):
+        while _is_list(type):
+            type = type.value_type
+        return pa.types.is_integer(type) and value.dtype.kind == "f" and bool((value != np.trunc(value)).any())
+    if isinstance(value, list | tuple):
+        return _is_list(type) and any(_loses_fraction(part, type.value_type) for part in value)
+    if isinstance(value, dict):
+        return pa.types.is_struct(type) and any(_loses_fraction(value.get(f.name), f.type) for f in type)
+    return isinstance(value, float | np.floating) and pa.types.is_integer(type) and not float(value).is_integer()
 
 
 def _plain(value: Any) -> Any:

@@ -18,8 +18,13 @@ from raylingvo.errors import RequestError
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-# What tells versions of a remote file apart; each storage has some of them.
-_VERSION_KEYS = ("mtime", "LastModified", "last_modified", "updated", "created", "ETag", "etag", "generation")
+# What tells versions of a remote file apart; each storage has some of them. The second line: HTTP, FTP, GitHub.
+# fmt: off
+_VERSION_KEYS = (
+    "mtime", "LastModified", "last_modified", "updated", "created", "ETag", "etag", "generation",
+    "Last-Modified", "Content-MD5", "Digest", "modify", "sha",
+)
+# fmt: on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +109,10 @@ class RemoteBlob:
             found = self._filesystem.cat_ranges(
                 [self._file.key] * len(starts), list(starts), list(stops), on_error="raise"
             )
-        if any(len(x) != b - a for x, a, b in zip(found, starts, stops, strict=True)):
+        surplus = [len(x) - (b - a) for x, a, b in zip(found, starts, stops, strict=True)]
+        if max(surplus, default=0) > 0:  # as Python's own http.server
+            raise RequestError(f"{self._file.path}: its server gives whole files only; copy the file to this machine")
+        if any(surplus):
             raise self._file.changed()
         return found
 
@@ -199,7 +207,8 @@ def _listed_or_folder(path: str) -> DataFile | None:
 
 
 def _listed(path: str) -> DataFile:
-    status = Path(path).stat()
+    with reading(path):
+        status = Path(path).stat()
     if not stat.S_ISREG(status.st_mode):
         raise RequestError(f"{path} is not a plain file; records need random access")
     return DataFile(path=path, size=status.st_size, version=str(status.st_mtime_ns))

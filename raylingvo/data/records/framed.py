@@ -56,13 +56,14 @@ class FramedRecords(ShardedRecords):
         self._framing = FRAMINGS[format]
         # Threads: finding lines and waiting for a disk or a network run side by side.
         with ThreadPoolExecutor(min(_THREADS, len(files))) as pool:
-            self._shards = list(pool.map(functools.partial(_index, format, self._framing), files))
-        counts = [len(shard.offsets) - 1 for shard in self._shards]
+            shards = list(pool.map(functools.partial(_index, format, self._framing), files))
+        self._offsets = [shard.offsets for shard in shards]
+        counts = [len(offsets) - 1 for offsets in self._offsets]
         super().__init__(format, files, counts)
-        self._inflated = {i: shard.blob for i, shard in enumerate(self._shards) if shard.blob is not None}
+        self._inflated = {i: shard.blob for i, shard in enumerate(shards) if shard.blob is not None}
         self._is_inflated = frozenset(self._inflated)
         self._open = functools.lru_cache(_MAX_OPEN)(lambda shard: self._files[shard].open())
-        for i, shard in enumerate(self._shards):
+        for i, shard in enumerate(shards):
             if shard.problem is not None:
                 message = f"{self._place(i, counts[i])}: {shard.problem}"
                 if not allow_truncated:
@@ -74,7 +75,7 @@ class FramedRecords(ShardedRecords):
         self._open.cache_clear()
 
     def _read(self, shard: int, numbers: np.ndarray) -> list[Any]:
-        offsets = self._shards[shard].offsets
+        offsets = self._offsets[shard]
         frames = self._blob(shard).read_many(offsets[numbers].tolist(), offsets[numbers + 1].tolist())
         return self._framing.decode(frames, numbers)
 
@@ -88,7 +89,7 @@ class FramedRecords(ShardedRecords):
 
     def _place(self, shard: int, number: int) -> str:
         unit = " of the decompressed content" if shard in self._is_inflated else ""
-        return f"{self._files[shard].path}: record {number} at byte {self._shards[shard].offsets[number]}{unit}"
+        return f"{self._files[shard].path}: record {number} at byte {self._offsets[shard][number]}{unit}"
 
 
 def _index(format: str, framing: Framing, file: DataFile) -> _Shard:

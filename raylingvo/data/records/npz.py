@@ -60,11 +60,13 @@ def _read_npz(file: DataFile) -> dict[str, np.ndarray]:
 def write(path: Path, records: Iterable[dict[str, Any]]) -> int:
     """Writes an .npz, of records that are all in memory; their number.
 
-    Raises RequestError if a record has other fields, shapes or dtypes than the first one.
+    Raises RequestError if a record has other fields, shapes or dtypes than the first one, or values that NumPy changes.
     """
     rows = list(records)
     if not rows:
         raise RequestError("an .npz needs at least one record, for the names, shapes and dtypes of its arrays")
+    if not rows[0]:
+        raise RequestError("cannot write record 0: it has no fields, and an .npz needs some")
     columns = {name: [np.asarray(row.get(name)) for row in rows] for name in rows[0]}
     for number, row in enumerate(rows):
         if row.keys() != rows[0].keys():
@@ -76,6 +78,21 @@ def write(path: Path, records: Iterable[dict[str, Any]]) -> int:
                     f"cannot write record {number}: {name!r} is {array.dtype}{[*array.shape]}; an .npz needs arrays of "
                     f"one plain dtype and shape, and record 0 has {first.dtype}{[*first.shape]}"
                 )
-    with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **{name: np.stack(arrays) for name, arrays in columns.items()})
+            if array.dtype.kind in "SU" and not _is_kept(row[name], array):
+                raise RequestError(
+                    f"cannot write record {number}: {name!r} has text or bytes that end in a zero byte, or text and "
+                    "numbers in one list, which an .npz cannot hold; parquet, arrow and tfrecord can hold zero bytes"
+                )
+    # Not `np.savez_compressed`: no field of it could be called `file`.
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, arrays in columns.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.stack(arrays), allow_pickle=False)
     return len(rows)
+
+
+def _is_kept(value: Any, array: np.ndarray) -> bool:
+    """Whether an array of text gives its values back: NumPy drops zero bytes at their ends, and makes numbers text."""
+    if isinstance(value, np.ndarray | np.generic):
+        return True
+    return array.tolist() == (list(value) if isinstance(value, tuple) else value)

@@ -22,6 +22,8 @@ _STAMP = 3
 def load(file: DataFile, format: str) -> np.ndarray | None:
     """The offsets that `save` kept for this file as it is now, i64[N + 1]; None if there are none, or not whole."""
     cached = _path(file, format)
+    if cached is None:
+        return None
     try:
         stamped = np.load(cached, allow_pickle=False)
     except FileNotFoundError:
@@ -39,6 +41,8 @@ def load(file: DataFile, format: str) -> np.ndarray | None:
 def save(file: DataFile, format: str, offsets: np.ndarray) -> None:
     """Keeps offsets. Where the cache cannot be written (a read-only home, a full disk) reading goes on without."""
     cached = _path(file, format)
+    if cached is None:
+        return
     # Two processes, or threads, may index one file at once: each writes its own, and either result is right.
     temporary = cached.with_name(f".{cached.stem}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
@@ -53,8 +57,14 @@ def save(file: DataFile, format: str, offsets: np.ndarray) -> None:
         logger.info("cannot keep the index of %s: %s", file.path, e)
 
 
-def _path(file: DataFile, format: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+def _path(file: DataFile, format: str) -> Path | None:
+    """None where nothing can be kept: a storage that does not tell versions of a file apart, a user without a home."""
+    if not file.version:
+        return None
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:
+        return None
     name = hashlib.sha256(f"{format}\0{file.path}".encode()).hexdigest()[:32]
     return cache / "raylingvo" / "index" / f"{name}.npy"
 

@@ -86,22 +86,27 @@ class _TableCache:
 
     def __init__(self, max_bytes: int):
         self._max_bytes = max_bytes
-        self._tables: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._tables: OrderedDict[tuple[int, int], tuple[pa.Table, int]] = OrderedDict()
+        self._bytes = 0  # kept, because Arrow takes 10 us to find the size of one table
         # Held while a table is read: pyarrow's readers are not made for several threads, and use several themselves.
         self._lock = threading.Lock()
 
     def get(self, key: tuple[int, int], read: Callable[[], pa.Table]) -> pa.Table:
         with self._lock:
-            table = self._tables[key] if key in self._tables else read()
-            self._tables[key] = table
-            self._tables.move_to_end(key)
-            while len(self._tables) > 1 and sum(t.nbytes for t in self._tables.values()) > self._max_bytes:
-                self._tables.popitem(last=False)
+            if key in self._tables:
+                self._tables.move_to_end(key)
+                return self._tables[key][0]
+            table = read()
+            self._tables[key] = table, table.nbytes
+            self._bytes += table.nbytes
+            while len(self._tables) > 1 and self._bytes > self._max_bytes:
+                self._bytes -= self._tables.popitem(last=False)[1][1]
         return table
 
     def clear(self) -> None:
         with self._lock:
             self._tables.clear()
+            self._bytes = 0
 
 
 def groups(records: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:

@@ -31,9 +31,10 @@ def scan_json(blob: Blob) -> tuple[np.ndarray, str | None]:
     starts, problem = scan(blob)
     begin_N, size_N = starts[:-1], np.diff(starts)
     blank_N = np.zeros(len(size_N), bool)
-    for i in np.flatnonzero(size_N <= 2).tolist():
-        line = bytes(blob.window(int(begin_N[i]), int(begin_N[i] + size_N[i])))
-        blank_N[i] = not line.strip(b"\r\n")
+    short = np.flatnonzero(size_N <= 2)
+    # All at once: of a remote file each range by itself is a round trip.
+    found = blob.read_many(begin_N[short].tolist(), starts[short + 1].tolist())
+    blank_N[short] = [not line.strip(b"\r\n") for line in found]
     return np.append(begin_N[~blank_N], blob.size), problem
 
 
@@ -44,7 +45,10 @@ def decode(frames: list[bytes], numbers: np.ndarray) -> list[bytes]:
 
 
 def decode_json(frames: list[bytes], numbers: np.ndarray) -> list[dict[str, Any]]:
-    """Objects. Their lists of numbers, of equal lengths where nested, become arrays: int64, float64 or bool."""
+    """Objects. Their lists of numbers, of equal lengths where nested, become arrays: int64, uint64, float64 or bool.
+
+    Lists of integers that no one dtype holds stay lists.
+    """
     return [_object(frame, int(number)) for frame, number in zip(frames, numbers, strict=True)]
 
 
@@ -65,6 +69,9 @@ def _array(values: list[Any]) -> np.ndarray | list[Any]:
     try:
         array = np.array(values)
     except ValueError:  # lists of different lengths
+        return values
+    # NumPy makes floats of integers that no integer dtype holds together, and so changes hashes of 64 bits.
+    if array.dtype.kind == "f" and np.abs(array).max(initial=0) >= 2**53 and array.tolist() != values:
         return values
     return array if array.dtype.kind in "biuf" else values
 

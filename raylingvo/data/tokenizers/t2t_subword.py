@@ -131,6 +131,6 @@ class _Subwords:
 def _parse(content: bytes, name: str) -> _Subwords:
     lines = _files.lines(content)
     for number, line in lines:
-        if len(line) < 3:
+        if len(line) < 3 or line[:1] not in b"'\"" or line[-1:] != line[:1]:
             raise RequestError(f"{name}:{number} must be a subword in quotes (got {to_text(line)!r})")
     return _Subwords([to_text(line[1:-1]) for _, line in lines], name)

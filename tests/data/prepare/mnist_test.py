@@ -128,6 +128,11 @@ def test_a_damaged_npz_is_refused(tmp_path, arrays):
     file = tmp_path / "mnist.npz"
     file.write_text("hello")
     assert refusal(file) == f"{file} is not a readable .npz"
+    write_npz(file, **arrays)
+    content = bytearray(file.read_bytes())
+    content[content.index(b"PK\1\2") + 10] = 99  # a compression method that there is not
+    file.write_bytes(content)
+    assert refusal(file) == f"{file} is not a readable .npz of plain arrays: That compression method is not supported"
     write_npz(file, **{name: arrays[name] for name in ("x_train", "y_train")})
     assert refusal(file) == f"{file} has no array x_test; it has x_train, y_train"
     write_npz(file, **{**arrays, "y_test": arrays["y_test"][:-1]})

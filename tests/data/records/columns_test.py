@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from raylingvo.data.records.columns import rows, table
+from raylingvo.errors import RequestError
 
 
 def values(array):
@@ -63,3 +64,32 @@ def test_columns_hold_the_dtypes_of_all_values():
     assert made.schema.field("x").type == pa.list_(pa.float32())
     assert made["x"].to_pylist() == [[1], [], [0.5], None]
     assert table([{"x": np.zeros((2, 2), np.uint8)}], 0, None).schema.field("x").type == pa.list_(pa.list_(pa.uint8()))
+
+
+@pytest.mark.parametrize(
+    ("whole", "fraction"),
+    [
+        (1, 1.5),
+        (1, np.float32(0.5)),
+        ([1], [2.0, 0.5]),
+        (np.array([1]), np.array([0.5])),
+        (np.array([1]), np.array([np.nan])),
+        (np.array([[1]]), np.array([[0.5]])),
+        ({"a": 1}, {"a": 0.5}),
+    ],
+)
+def test_fractions_are_not_cut_off(whole, fraction):
+    schema = table([{"x": whole}], 0, None).schema
+    with pytest.raises(RequestError, match=r"^record 8, field 'x' has a fraction, but .*int64.* is the type"):
+        table([{"x": None}, {"x": fraction}], 7, schema)
+
+
+def test_floats_that_are_whole_fit_into_integers():
+    schema = table([{"x": 1, "y": np.array([1])}], 0, None).schema
+    made = table([{"x": 2.0, "y": np.array([3.0])}], 7, schema)
+    assert made.to_pylist() == [{"x": 2, "y": [3]}] and made.schema == schema
+
+
+def test_fractions_beside_arrays_of_integers_are_not_cut_off():
+    with pytest.raises(RequestError, match="record 1, field 'x' has a fraction"):
+        table([{"x": np.array([1])}, {"x": [0.5, None]}], 0, None)

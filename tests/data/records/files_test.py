@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from raylingvo.data.records.files import MemoryBlob, find
+from raylingvo.data.records.files import MemoryBlob, _remote_file, find
 from raylingvo.errors import RequestError
 
 CONTENT = bytes(range(256)) * 4
@@ -72,6 +72,26 @@ def test_files_that_cannot_be_read(root):
     os.mkfifo(root / "pipe")
     with pytest.raises(RequestError, match="pipe is not a plain file; records need random access"):
         find("pipe")
+    (root / "gone").symlink_to(root / "nowhere")
+    with pytest.raises(RequestError, match=r"^cannot read .*/gone: No such file or directory$"):
+        find("g*")
+
+
+def test_a_server_that_ignores_ranges(memory, monkeypatch):
+    memory.pipe_file("/x", CONTENT)
+    blob = find("memory://x")[0].open()
+    monkeypatch.setattr(type(memory), "cat_ranges", lambda self, paths, *args, **kwargs: [CONTENT] * len(paths))
+    with pytest.raises(RequestError, match=r"^memory:///x: its server gives whole files only; copy the file to this"):
+        blob.window(0, 9)
+
+
+def test_what_web_servers_tell_of_a_file_is_its_version():
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    versions = set()
+    for info in ({}, {"ETag": "a"}, {"Last-Modified": "Mon"}, {"Last-Modified": "Tue"}, {"Content-MD5": "a"}):
+        versions.add(_remote_file(MemoryFileSystem(), "/x", {"size": 1, **info}).version)
+    assert len(versions) == 5
 
 
 def test_remote_globs_and_folders(memory):

@@ -1,9 +1,11 @@
 """Text, JSON lines and TFRecord over several files: any order of indices, damage named, broken files as allowed."""
 
+import gc
 import gzip
 import io
 import struct
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -214,3 +216,24 @@ def test_a_file_that_changes_while_it_is_open(root):
         file.truncate(1)
     with pytest.raises(RequestError, match=r"x.txt has changed while it was in use; open it again"):
         records.read(np.array([1]))
+
+
+def test_close_lets_go_of_what_was_decompressed(root):
+    (root / "x.txt.gz").write_bytes(gzip.compress(b"a\nb\n"))
+    records = open_records("x.txt.gz")
+    content = weakref.ref(records._inflated[0])
+    records.close()
+    gc.collect()
+    assert content() is None
+    assert records.read(np.array([1, 0])) == [b"b", b"a"]
+
+
+def test_the_empty_lines_of_a_remote_file_are_one_request(memory, monkeypatch):
+    memory.pipe_file("/x.jsonl", b'{"a": 1}\n\n' * 100)
+    requests = []
+    cat_ranges = type(memory).cat_ranges
+    monkeypatch.setattr(
+        type(memory), "cat_ranges", lambda *args, **kwargs: requests.append(args) or cat_ranges(*args, **kwargs)
+    )
+    assert len(open_records("memory://x.jsonl")) == 100
+    assert len(requests) <= 3

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from raylingvo.data.records import open_records
+from raylingvo.data.records import open_records, write_records
 from raylingvo.errors import RequestError
 
 
@@ -77,3 +77,10 @@ def test_what_is_no_table_is_refused(root, content, message):
     with pytest.raises(RequestError, match=message) as error:
         open_records("x.npz")
     assert str(error.value).startswith(f"{root}/x.npz") and "\n" not in str(error.value)
+
+
+def test_any_name_may_be_that_of_a_field():
+    record = {"file": 1, "allow_pickle": 2, "image/raw": b"a\0b", "": "x", "texts": ["a", ""]}
+    write_records("x.npz", [record] * 2)
+    (found,) = open_records("x.npz").read(np.array([1]))
+    assert {**found, "texts": found["texts"].tolist()} == record

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from raylingvo.data.records import offsets_index, open_records, tfrecord, write_records
+from raylingvo.data.records import files, offsets_index, open_records, tfrecord, write_records
 from raylingvo.data.records.files import find
 
 OFFSETS = np.array([0, 5, 9], np.int64)
@@ -83,7 +83,14 @@ def test_remote_files_are_cached_too(monkeypatch, memory):
     assert len(scans) == 2
 
 
-@pytest.mark.parametrize("where", ["a file", "in the way", "read-only"])
+def test_files_without_a_version_are_not_cached(monkeypatch, memory):
+    monkeypatch.setattr(files, "_VERSION_KEYS", ())
+    for records in ([b"a", b"bc"], [b"de", b"f"]):  # of the same size
+        write_records("memory://x.tfrecord", records)
+        assert open_records("memory://x.tfrecord").read(np.array([1, 0])) == records[::-1]
+
+
+@pytest.mark.parametrize("where", ["a file", "in the way", "read-only", "no home"])
 def test_reading_goes_on_without_a_cache(monkeypatch, tmp_path, where):
     write_records("x.tfrecord", [b"a", b"b"])
     if where == "a file":
@@ -91,7 +98,12 @@ def test_reading_goes_on_without_a_cache(monkeypatch, tmp_path, where):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no"))
     elif where == "in the way":
         name = offsets_index._path(find("x.tfrecord")[0], "tfrecord")
+        assert name is not None
         name.mkdir(parents=True)
+    elif where == "no home":  # a container's user that /etc/passwd does not have
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     else:
         monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")  # not even for root
     for _ in range(2):

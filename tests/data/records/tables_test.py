@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -91,6 +92,27 @@ def test_groups_are_decoded_once_while_they_fit(root, monkeypatch):
     records = open_records("x.parquet")
     assert [row["id"] for row in records.read(np.arange(N))] == list(range(N))
     assert len(records._cache._tables) == 1
+
+
+def test_a_cached_group_costs_nothing_to_find(root, monkeypatch):
+    class Table:
+        nbytes = property(lambda self: measured.append(self) or 3)
+
+    measured: list[Any] = []
+    cache = tables._TableCache(max_bytes=7)
+    for i in (0, 1, 0, 1, 0, 2, 0, 2):  # 2 takes the place of 1
+        cache.get((0, i), Table)
+    assert {i for _, i in cache._tables} == {0, 2} and len(set(measured)) == 3
+    found = cache.get((0, 2), pytest.fail)
+    assert cache.get((0, 2), pytest.fail) is found
+    n = len(measured)
+    for _ in range(9):
+        cache.get((0, 0), pytest.fail)
+    assert len(measured) == n
+    cache.clear()
+    for i in (0, 1):
+        cache.get((0, i), Table)
+    assert len(cache._tables) == 2
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.arrow"])

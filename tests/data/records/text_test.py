@@ -59,6 +59,15 @@ def test_json_lines():
     assert third == {"mixed": [1, "a"], "nested": {"a": [1]}, "number": 7, "nulls": [1, None]}
 
 
+def test_large_integers_are_not_rounded():
+    (record,) = read_json(
+        b'{"a": [9223372036854775809, -1], "b": [18446744073709551615], "c": [9007199254740993, 0.5]}'
+    )
+    assert record["a"] == [2**63 + 1, -1] and record["b"].tolist() == [2**64 - 1] and record["c"] == [2**53 + 1, 0.5]
+    (record,) = read_json(b'{"a": [1e300, 1], "b": [NaN, 1]}')
+    assert record["a"].tolist() == [1e300, 1.0] and record["b"].dtype == np.float64
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

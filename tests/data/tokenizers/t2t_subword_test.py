@@ -1,5 +1,6 @@
 """Tensor2Tensor's subwords: 8,941 real pairs decode to text that encodes to the same ids again."""
 
+import re
 import unicodedata
 
 import numpy as np
@@ -93,7 +94,8 @@ def test_a_vocabulary_that_cannot_spell(root):
         T2tSubwordTokenizer(vocab_filepath="v").encode(["ba"], 4)
 
 
-def test_a_line_that_is_no_subword(root):
-    (root / "v").write_text("'a_'\n\n''\n")
-    with pytest.raises(RequestError, match=r"v:3 must be a subword in quotes \(got \"''\"\)"):
+@pytest.mark.parametrize("line", ["''", "word", "'a_", "a_'", "'a_\""])
+def test_a_line_that_is_no_subword(root, line):
+    (root / "v").write_text(f"'a_'\n\n{line}\n")
+    with pytest.raises(RequestError, match=f"v:3 must be a subword in quotes \\(got {re.escape(repr(line))}\\)"):
         T2tSubwordTokenizer(vocab_filepath="v").encode(["a"], 4)
