@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+from jax.core import Tracer
 
 Implementation = Literal["auto", "xla", "cpp"]
 
@@ -35,19 +36,22 @@ def dispatch(implementation: Implementation, *, xla: Callable[..., Any], cpp: Ca
     if why := why_unavailable():
         _say_once(why)
         return xla(*args)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
         # Inside jit: for which device is known when it is compiled.
         return jax.lax.platform_dependent(*args, cpu=cpp, default=xla)
     return cpp(*args) if jax.default_backend() == "cpu" else xla(*args)
 
 
-def call(target: str, results: Any, *args: Any, **attributes: Any) -> Any:
+def call(
+    target: str, results: Any, *args: Any, input_output_aliases: dict[int, int] | None = None, **attributes: Any
+) -> Any:
     """One call of the handler `target`.
 
-    results: a tree of jax.ShapeDtypeStruct. attributes: numpy scalars and arrays.
+    results: a tree of jax.ShapeDtypeStruct. input_output_aliases: the argument (its index) in whose memory a result
+    (its index) is; XLA copies it before unless nothing else reads it. attributes: numpy scalars and arrays.
     """
     _register(target)
-    return jax.ffi.ffi_call(target, results)(*args, **attributes)
+    return jax.ffi.ffi_call(target, results, input_output_aliases=input_output_aliases)(*args, **attributes)
 
 
 @functools.cache

@@ -45,7 +45,7 @@ void ParallelFor(xla::ffi::ThreadPool& pool, int64_t n, Body&& body) {
       }
     }
   };
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(work);
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(work)(work));  // takes a temporary only
   work();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->all_done.wait(lock, [&] { return shared->done.load() == n; });
