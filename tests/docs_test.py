@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -189,3 +191,14 @@ def test_the_benchmarks_that_the_readme_names_exist() -> None:
     named = set(re.findall(r"python (benchmarks/\w+\.py)", (ROOT / "README.md").read_text()))
     assert named
     assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_the_examples_of_ops_print_what_is_shown() -> None:
+    text = (ROOT / "docs/ops.md").read_text()
+    examples = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", text, re.M | re.S)
+    assert len(examples) == text.count("```python") > 10
+    names: dict[str, object] = {}
+    for program, shown in examples:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(program, names)
+        assert printed.getvalue() == shown

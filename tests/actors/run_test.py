@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import copy_task
 import gates
 import jax
 import pytest
@@ -166,6 +167,19 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     again = Running(toy.experiment(), tmp_path)
     assert again.result() == first
     assert not again.view.statuses
+
+
+def test_the_decoder_searches(tmp_path: Path) -> None:
+    experiment = copy_task.experiment(batch_size=64, max_steps=300, snapshots=Snapshots(every_steps=300))
+    result = Running(experiment, tmp_path).result()
+
+    assert result["decode"]["test"]["accuracy"] > 0.95
+    lines = (tmp_path / "decode_test/decoder_out-00000300.jsonl").read_text().splitlines()
+    outputs = [json.loads(line) for line in lines]
+    assert [output["id"] for output in outputs] == [str(i) for i in range(30)]
+    # Of three hyps, each different, the best is the sentence.
+    assert all(len({tuple(hyp) for hyp in output["hyps"]}) > 1 for output in outputs)
+    assert sum(output["hyps"][0] == output["source"] for output in outputs) >= 29
 
 
 def test_another_experiment_is_refused_in_the_logdir(tmp_path: Path) -> None:
