@@ -2,7 +2,7 @@
 
 The bare loop is one process without Ray; its batches are in memory before it starts. The run is a whole one, with the
 default policies of reports, snapshots and checkpoints. Every few seconds all its processes are stopped (SIGSTOP) while
-the bare loop takes 15 steps: shared machines change their speed by 10 % from one second to the next, and only many
+the bare loop takes 40 steps: shared machines change their speed by 10 % from one second to the next, and only many
 turns average that out. The run's rate is its steps / the seconds in which it was not stopped, from its first
 report (after the start-up of Ray and of the checkpoint library) to its last; the bare loop's its steps / its seconds.
 `ratio` is the first / the second; `ratios` the same between two reports. Goal: >= 0.97.
@@ -37,9 +37,9 @@ from raylingvo.monitor.live import View
 from raylingvo.monitor.metrics_log import read_metrics
 
 EXPERIMENT = "image.digits.LeNet5"
-TURN_STEPS = 15
+TURN_STEPS = 40
 RUN_SECONDS = 4.0  # Ray's timers that expire while it is stopped all run when it goes on: not too often
-REPORT_STEPS = 100
+REPORT_STEPS = 300
 
 
 def experiment(reports: int) -> rl.Experiment:
