@@ -68,7 +68,8 @@ class Logdir:
             process={
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
-                "created": psutil.Process().create_time(),  # process ids are used again
+                # Process ids are used again. Since the machine was started: clocks are set.
+                "created": psutil.Process().create_time() - psutil.boot_time(),
             },
             **_provenance(),
             **fields,

@@ -16,13 +16,18 @@ KEEP = {
 }
 
 
+def wanted() -> dict[str, str]:
+    """What is to be set, where the user has not."""
+    return {name: value for name, value in KEEP.items() if name not in os.environ}
+
+
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
     """What is started meanwhile keeps its memory."""
-    before = dict(os.environ)
-    os.environ.update({**KEEP, **before})
+    ours = wanted()
+    os.environ.update(ours)
     try:
         yield
     finally:
-        for name in KEEP.keys() - before.keys():
+        for name in ours:
             del os.environ[name]

@@ -54,7 +54,7 @@ class Job:
         self.import_paths = [path for path in sys.path if path]
         self.environment = {"RAYLINGVO_DATA": str(data_root())}
         # A process with an environment of its own is one that Ray has not started beforehand: a second or two.
-        self.runtime_env = {} if own_cluster else {"env_vars": dict(memory.KEEP)}
+        self.runtime_env = {} if own_cluster else {"env_vars": memory.wanted()}
 
     def enter(self, platform: Mapping[str, str]) -> Experiment:
         """In the role's process, before JAX is imported: makes the process the role's, returns the experiment."""

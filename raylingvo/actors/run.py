@@ -137,7 +137,7 @@ def _cluster(address: str | None) -> Iterator[tuple[str | None, bool]]:
     if address is None:
         priorities.let_ray_step_back()
     try:
-        yield context.dashboard_url, address is None
+        yield context.dashboard_url, address in (None, "local")
     finally:
         ray.shutdown()
 

@@ -78,7 +78,8 @@ def _has_died(info: Mapping[str, Any]) -> bool:
     if not process or process["host"] != socket.gethostname():
         return False  # what runs on another machine cannot be seen from here
     try:
-        return psutil.Process(process["pid"]).create_time() != process["created"]
+        created = psutil.Process(process["pid"]).create_time() - psutil.boot_time()
+        return abs(created - process["created"]) > 1.0
     except psutil.NoSuchProcess:
         return True
 

@@ -5,6 +5,7 @@ does not wait for JAX.
 """
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from raylingvo.ops.bin_packing import best_fit as best_fit
@@ -61,6 +62,7 @@ def __getattr__(name: str) -> Any:
     if not name.startswith("_"):
         for family in _FAMILIES:
             module = importlib.import_module(f"raylingvo.ops.{family}")
-            if name != family and hasattr(module, name):
-                return getattr(module, name)
+            value = getattr(module, name, None)
+            if value is not None and not isinstance(value, ModuleType):
+                return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -48,10 +48,12 @@ def call(
     """One call of the handler `target`.
 
     results: a tree of jax.ShapeDtypeStruct. input_output_aliases: the argument (its index) in whose memory a result
-    (its index) is; XLA copies it before unless nothing else reads it. attributes: numpy scalars and arrays.
+    (its index) is; XLA copies it before unless nothing else reads it. attributes: numpy scalars and arrays. Under vmap
+    it is one call after the other.
     """
     _register(target)
-    return jax.ffi.ffi_call(target, results, input_output_aliases=input_output_aliases)(*args, **attributes)
+    function = jax.ffi.ffi_call(target, results, input_output_aliases=input_output_aliases, vmap_method="sequential")
+    return function(*args, **attributes)
 
 
 @functools.cache
@@ -62,7 +64,7 @@ def why_unavailable() -> str:
         return f"the C++ ops are not installed ({path} is missing): install raylingvo where a C++17 compiler is"
     try:
         built = _library().RaylingvoFfiVersion()
-    except OSError as error:
+    except (OSError, AttributeError) as error:  # no library, or another's
         return f"the C++ ops cannot be loaded: {error}"
     header = Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h"
     found = dict(re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", header.read_text()))

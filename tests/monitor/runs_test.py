@@ -91,13 +91,17 @@ def test_a_running_run_is_as_old_as_its_newest_report(make_logdir):
 
 
 def test_a_run_whose_process_is_gone_has_died(make_logdir):
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "created": psutil.Process().create_time()}
+    me = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "created": psutil.Process().create_time() - psutil.boot_time(),
+    }
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     cases = [
         (me, "running"),
         ({**me, "host": "another"}, "running"),
-        ({**me, "created": 5.0}, "died"),  # its process id belongs to another now
+        ({**me, "created": -5.0}, "died"),  # its process id belongs to another now
         ({**me, "pid": process.pid}, "died"),
     ]
     logdir = make_logdir("a")

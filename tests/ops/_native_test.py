@@ -1,12 +1,15 @@
 """Who computes an op: C++ where it is there and the device is a CPU, pure JAX elsewhere, and why not."""
 
+import ctypes.util
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from raylingvo import ops
 from raylingvo.ops import _native
 
 
@@ -67,6 +70,21 @@ def test_a_file_that_is_no_library(monkeypatch, tmp_path):
     _native.why_unavailable.cache_clear()
     _native._library.cache_clear()
     assert "cannot be loaded" in _native.why_unavailable()
+
+
+def test_a_library_that_is_another(monkeypatch):
+    monkeypatch.setenv("RAYLINGVO_OPS_LIBRARY", ctypes.util.find_library("m") or "libm.so.6")
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    _native.why_unavailable.cache_clear()
+    _native._library.cache_clear()
+    assert "RaylingvoFfiVersion" in _native.why_unavailable()
+
+
+@needs_cpp
+def test_vmap_is_one_call_after_the_other():
+    boxes = jnp.array([[[0.0, 0, 0, 2, 2, 2, 0]], [[1.0, 0, 0, 2, 2, 2, 0]]])
+    found = jax.vmap(lambda a: ops.pairwise_iou3d(a, boxes[0]))(boxes)
+    assert found[:, 0, 0].tolist() == pytest.approx([1, 1 / 3], abs=1e-4)
 
 
 @needs_cpp

@@ -35,8 +35,9 @@ def conv2d(
 ) -> jax.Array:
     """Convolution as networks have it (cross-correlation), summed over channels.
 
-    "cpp" has its own gradients with respect to both arguments, and is differentiable once, in reverse mode; "xla" is
-    lax.conv_general_dilated, and differentiable as that is. They sum in another order, and so differ by rounding.
+    "cpp" and "auto" have their own gradients with respect to both arguments, and are differentiable once, in reverse
+    mode; "xla" is lax.conv_general_dilated, and differentiable as that is. They sum in another order, and so differ by
+    rounding.
 
     Args:
       x_NxHxWxC: f32 images, N >= 0; none of the other sizes is 0. bf16 and other float types are left to "xla".

@@ -88,8 +88,10 @@ std::vector<float> ScoreThresholds(std::vector<float> scores, int64_t to_be_foun
   std::sort(scores.begin(), scores.end(), std::greater<float>());
   std::vector<float> chosen;
   for (size_t i = 1; i <= scores.size(); ++i) {
-    const double left = static_cast<double>(i) / to_be_found, right = static_cast<double>(i + 1) / to_be_found;
-    const double level = static_cast<double>(chosen.size()) / (num_recall_points - 1);
+    // In float32, as Lingvo: ties are common, and rounding decides them.
+    const float left = static_cast<float>(i) / static_cast<float>(to_be_found);
+    const float right = static_cast<float>(i + 1) / static_cast<float>(to_be_found);
+    const float level = static_cast<float>(chosen.size()) / static_cast<float>(num_recall_points - 1);
     if (right - level >= level - left || i == scores.size()) chosen.push_back(scores[i - 1]);
   }
   return chosen;
@@ -195,7 +197,7 @@ void Voc(ffi::ThreadPool& pool, const Inputs& in, const Outputs& out) {
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int32_t p, int32_t q) { return in.score[p] > in.score[q]; });
 
-  // best[i]: the highest precision at a recall of i / R or more; of recalls right / num_truths, compared in integers.
+  // best[i]: the highest precision at a recall of i / R or more; in float32, as Lingvo: rounding decides which levels are reached.
   const int64_t num = out.num_recall_points;
   std::vector<double> best(num + 1, 0.0);
   int64_t right = 0, counted = 0;
@@ -203,15 +205,19 @@ void Voc(ffi::ThreadPool& pool, const Inputs& in, const Outputs& out) {
     if (outcome[p] == Outcome::kNotCounted) continue;
     ++counted;
     right += outcome[p] == Outcome::kRight;
-    const int64_t level = num_truths > 0 ? right * num / num_truths : 0;
+    const float recall = num_truths > 0 ? static_cast<float>(right) / static_cast<float>(num_truths) : 0.0f;
+    const int64_t level = std::min(num, static_cast<int64_t>(recall * static_cast<float>(num)));
     best[level] = std::max(best[level], static_cast<double>(right) / counted);
   }
   for (int64_t i = num - 1; i >= 0; --i) best[i] = std::max(best[i], best[i + 1]);
   *out.ap = num_truths > 0 ? static_cast<float>(std::accumulate(best.begin(), best.end(), 0.0) / (num + 1))
                            : std::numeric_limits<float>::quiet_NaN();
   for (int64_t i = 0; i < num; ++i) {
-    out.precision_recall[2 * i] = static_cast<float>(best[num - i]);
-    out.precision_recall[2 * i + 1] = static_cast<float>(static_cast<double>(num - i) / num);
+    out.precision_recall[2 * i] = num_truths > 0 ? static_cast<float>(best[num - i]) : 0.0f;
+    // Where nothing is to be found there is no curve: Lingvo then has the recalls of KITTI's.
+    out.precision_recall[2 * i + 1] = num_truths > 0
+                                          ? static_cast<float>(static_cast<double>(num - i) / num)
+                                          : static_cast<float>(i) / static_cast<float>(num - 1);
   }
 }
 

@@ -133,8 +133,9 @@ def _score_thresholds(scores: list[np.floating], to_be_found: int, num_recall_po
     """f32[S], S <= R: the scores at which recall comes closest to each of the levels, from the highest down."""
     chosen: list[np.floating] = []
     for i, score in enumerate(sorted(scores, reverse=True), start=1):
-        left, right = i / to_be_found, (i + 1) / to_be_found
-        level = len(chosen) / (num_recall_points - 1)
+        # In float32, as Lingvo: ties are common, and rounding decides them.
+        left, right = np.float32(i) / np.float32(to_be_found), np.float32(i + 1) / np.float32(to_be_found)
+        level = np.float32(len(chosen)) / np.float32(num_recall_points - 1)
         if right - level >= level - left or i == len(scores):
             chosen.append(score)
     return np.array(chosen, np.float32)
@@ -194,14 +195,18 @@ def _voc(
     right, counted = np.cumsum(outcome == 1), np.cumsum(outcome >= 0)
     right, counted = right[outcome >= 0], counted[outcome >= 0]
     num_truth = int((truth_ignore == 0).sum())
-    # Levels i / R, and the first prediction with that recall, in integers: i / R <= right / num_truth.
-    first = np.searchsorted(right * num_recall_points, np.arange(num_recall_points + 1) * num_truth)
+    if num_truth == 0:
+        # There is no curve. Lingvo then has the recalls of KITTI's.
+        with np.errstate(invalid="ignore"):
+            recall = np.arange(num_recall_points) / np.float32(num_recall_points - 1)
+        return np.nan, np.stack([np.zeros(num_recall_points), recall], axis=1), np.full((len(score), 2), -1)
+    # Levels i / R, and the first prediction with that recall; in float32, as Lingvo: rounding decides which.
+    level = (right.astype(np.float32) / np.float32(num_truth) * np.float32(num_recall_points)).astype(np.int64)
+    first = np.searchsorted(level, np.arange(num_recall_points + 1))
     best = np.append(np.maximum.accumulate((right / counted)[::-1])[::-1], 0)[first]
     recall = np.arange(num_recall_points + 1) / num_recall_points
-    if num_truth == 0:
-        best[:] = 0
     return (
-        best.mean() if num_truth else np.nan,
+        best.mean(),
         np.stack([best, recall], axis=1)[:0:-1],
         np.full((len(score), 2), -1),
     )

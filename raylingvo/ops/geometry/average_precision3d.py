@@ -140,4 +140,8 @@ def _vector(name: str, values: Any, length: int, dtype: Any) -> jax.Array:
         raise ValueError(f"{name} must be of shape {(length,)}, a value for each box (got shape {array.shape})")
     if dtype == jnp.int32 and array.size and not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(f"{name} must be integers (got {array.dtype})")
+    if dtype == jnp.int32 and not isinstance(values, jax.Array):
+        wide = np.asarray(values)
+        if (wrong := np.flatnonzero(wide != wide.astype(np.int32))).size:
+            raise ValueError(f"{name}[{wrong[0]}] must fit in 32 bits (got {wide[wrong[0]]})")
     return array.astype(dtype)

@@ -94,6 +94,8 @@ class Search:
         a, k = self.attributes, self.attributes.num_hyps_per_beam
         scores, tokens_NxM = scored.scores, None
         if self.is_logits and a.eoc_id < 0 and a.compat is None:
+            if a.eos_id >= scores.shape[1]:
+                raise ValueError(f"eos_id must be < V = {scores.shape[1]} of step_fn's scores (got {a.eos_id})")
             # One token more than the step looks at, as EOS may be among them.
             scores, tokens_NxM = short_list(scores, a.eos_id, a.num_entries + 1)
             a = dataclasses.replace(a, eos_id=EOS)

@@ -12,7 +12,7 @@ from jax import lax
 
 
 class Candidates(NamedTuple):
-    """Continuations, of any shape. token and slot are those of the step; label_of counts them before any merging."""
+    """Continuations, of any shape. token and slot are those of the step."""
 
     g: jax.Array  # f32, raw score of the continued hyp
     token: jax.Array  # i32

@@ -30,6 +30,9 @@ def categorical(rng: jax.Array, logits_nxV: jax.Array) -> jax.Array:
 
 
 def _first_above(sums_nxM: jax.Array, wanted_nx1: jax.Array) -> jax.Array:
-    """i32[n, 1], where the sums of each row first exceed what is wanted. Rounding may have put that above the last."""
-    wanted_nx1 = jnp.minimum(wanted_nx1, jnp.nextafter(sums_nxM[:, -1:], 0.0))
-    return jnp.sum(sums_nxM <= wanted_nx1, axis=1, keepdims=True, dtype=jnp.int32)
+    """i32[n, 1], where the sums of each row first exceed what is wanted. Rounding may have put that above all of them.
+
+    The sums of long rows fall here and there by rounding. Where they rise above all before, a weight has been added.
+    """
+    wanted_nx1 = jnp.minimum(wanted_nx1, jnp.nextafter(jnp.max(sums_nxM, axis=1, keepdims=True), 0.0))
+    return jnp.argmax(sums_nxM > wanted_nx1, axis=1, keepdims=True).astype(jnp.int32)

@@ -80,8 +80,8 @@ def beam_search(
 
     step_fn(ids i32[N], cache) -> (scores [N, V], atten_probs [N, S] or None, cache) scores the next token of each hyp,
     given its newest one. With eoc_id >= 0 it may return a fourth, is_last_chunk bool[N]. The cache that it returns is
-    that of the hyps as they were; it gets it back as that of the hyps that continue them (`ops.cache.reorder`): arrays
-    are gathered along axis 0, by default; a `CacheIndex` follows the hyps at a fraction of the cost.
+    that of the hyps as they were; it gets it back as that of the hyps that continue them: arrays are gathered along
+    axis 0, by default; a `CacheIndex` follows the hyps at a fraction of the cost.
 
     Args:
       step_fn: see above; traced, like the body of any loop.
@@ -138,6 +138,8 @@ def beam_search(
         target_seq_length_ratio=float(target_seq_length_ratio),
         compat=compat,
     )
+    if max_lens is not None and force_eos_in_last_step and force_last_chunk_eoc_in_top_k:
+        raise ValueError("max_lens cannot be given with force_eos_in_last_step and force_last_chunk_eoc_in_top_k")
     b, k, T = num_beams, num_hyps_per_beam, max_steps
     if b < 1 or T < 1:
         raise ValueError(f"num_beams and max_steps must be > 0 (got {b} and {T})")

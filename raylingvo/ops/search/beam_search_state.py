@@ -64,3 +64,21 @@ class BeamSearchState(NamedTuple):
             beam_done=jnp.zeros(num_beams, bool),
             all_done=jnp.zeros((), bool),
         )
+
+
+def check_state(state: BeamSearchState) -> tuple[int, int, int]:
+    """(T, N, S) of a state. Raises ValueError if its arrays are not of the shapes and dtypes that belong together."""
+    b = len(state.best_scores)
+    if state.hyps.ndim != 2 or state.atten_probs.ndim != 3 or not b or state.hyps.shape[1] % b:
+        raise ValueError(
+            f"state.hyps must be [T, N], state.atten_probs [T, N, S], with N a multiple of the {b} beams of "
+            f"state.best_scores (got {list(state.hyps.shape)} and {list(state.atten_probs.shape)})"
+        )
+    (T, N), S = state.hyps.shape, state.atten_probs.shape[-1]
+    f32, i32, flag = jnp.dtype(jnp.float32), jnp.dtype(jnp.int32), jnp.dtype(bool)
+    shapes = [(b,), (N,), *[(T, N)] * 7, *[(T, N, S)] * 2, (b,), ()]  # in the order of the fields
+    dtypes = [f32, f32, f32, i32, i32, flag, i32, f32, f32, f32, f32, flag, flag]
+    for name, array, shape, dtype in zip(BeamSearchState._fields, state, shapes, dtypes, strict=True):
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(f"state.{name} must be {dtype}{list(shape)} (got {array.dtype}{list(array.shape)})")
+    return T, N, S

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from raylingvo.ops import _native
 from raylingvo.ops.search import _beam_search_step_cpp, _beam_search_step_xla
 from raylingvo.ops.search._beam_search_attributes import NO_ENTRIES, Compat, StepAttributes
-from raylingvo.ops.search.beam_search_state import BeamSearchState
+from raylingvo.ops.search.beam_search_state import BeamSearchState, check_state
 
 # b beams, k hyps per beam, N = b*k slots (slot i is hyp i // b of beam i % b), T steps, S source positions, V tokens.
 
@@ -107,6 +107,8 @@ def beam_search_step(
     cur_step = jnp.asarray(cur_step, jnp.int32)
     N = _check(log_probs, atten_probs, state, cur_step, attributes)
     is_last_chunk = jnp.zeros(N, bool) if is_last_chunk is None else jnp.asarray(is_last_chunk)
+    if eoc_id < 0 and is_last_chunk.shape == (0,):  # Lingvo's way to say that there is none
+        is_last_chunk = jnp.zeros(N, bool)
     if is_last_chunk.shape != (N,) or is_last_chunk.dtype != bool:
         raise ValueError(
             f"is_last_chunk must be bool[N = {N}] (got {is_last_chunk.dtype}{list(is_last_chunk.shape)}): one per slot"
@@ -133,14 +135,12 @@ def _check(log_probs, atten_probs, state: BeamSearchState, cur_step, attributes:
         raise ValueError(f"log_probs must have b * num_hyps_per_beam = b * {k} rows (got {N})")
     if max(attributes.eos_id, attributes.eoc_id) >= V:
         raise ValueError(f"eos_id {attributes.eos_id} and eoc_id {attributes.eoc_id} must be < V = {V} of log_probs")
-    if state.hyps.ndim != 2 or state.hyps.shape[1] != N:
-        raise ValueError(f"state.hyps must be [T, N = {N}], as log_probs is [N, V] (got {list(state.hyps.shape)})")
-    T = state.hyps.shape[0]
-    S = state.atten_probs.shape[-1]
-    shapes = [(N // k,), (N,), *[(T, N)] * 7, *[(T, N, S)] * 2, (N // k,), ()]  # in the order of the fields
-    for name, array, shape in zip(BeamSearchState._fields, state, shapes, strict=True):
-        if array.shape != shape:
-            raise ValueError(f"state.{name} must be of shape {list(shape)} (got {list(array.shape)})")
+    T, state_N, S = check_state(state)
+    if state_N != N or len(state.best_scores) != N // k:
+        raise ValueError(
+            f"state must be of N = {N} slots and {N // k} beams, as log_probs is [N, V] and num_hyps_per_beam is {k} "
+            f"(got {state_N} and {len(state.best_scores)})"
+        )
     if atten_probs.shape != (N, S) or not jnp.issubdtype(atten_probs.dtype, jnp.floating):
         raise ValueError(
             f"atten_probs must be floats [N, S] = [{N}, {S}], as the state keeps "

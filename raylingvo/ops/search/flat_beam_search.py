@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from raylingvo.ops._native import Implementation
 from raylingvo.ops.search._beam_search_attributes import Compat, check_compat
@@ -151,4 +152,6 @@ def _prefix(prefix: Any, prefix_len: Any, b: int, k: int, T: int, bos_id: int) -
     if not 0 < W < k * T or W % k:
         raise ValueError(f"prefix must be a multiple of beam_size = {k} wide, below {k} * max_steps (got {W})")
     lens = np.full(b, W, np.int32) if prefix_len is None else prefix_len
+    if not isinstance(lens, Tracer) and not ((np.asarray(lens) >= 1) & (np.asarray(lens) <= W)).all():
+        raise ValueError(f"prefix_len must be in [1, W = {W}] (got {np.asarray(lens).tolist()})")
     return Prefix(ids_bxW, integers("prefix_len", lens, (b,)), True)

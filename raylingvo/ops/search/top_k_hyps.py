@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from raylingvo.ops import _native
 from raylingvo.ops.search import _top_k_hyps_cpp, _top_k_hyps_xla
 from raylingvo.ops.search._beam_search_attributes import Compat, TopKAttributes, TopKHyps
-from raylingvo.ops.search.beam_search_state import BeamSearchState
+from raylingvo.ops.search.beam_search_state import BeamSearchState, check_state
 
 # b beams, N slots, k hyps in the result, T steps, S source positions.
 
@@ -57,7 +57,8 @@ def top_k_hyps(
         target_seq_length_ratio=float(target_seq_length_ratio),
         compat=compat,
     )
-    b, S = len(state.best_scores), state.atten_probs.shape[-1]
+    _, _, S = check_state(state)
+    b = len(state.best_scores)
     src_lengths = jnp.full(b, S, jnp.int32) if src_lengths is None else jnp.asarray(src_lengths)
     if src_lengths.shape != (b,) or not jnp.issubdtype(src_lengths.dtype, jnp.integer):
         raise ValueError(

@@ -73,7 +73,7 @@ def plain_kitti(args, iou, threshold, R, honour):
     G = sum(1 for kind in truth_ignore if kind == 0 or (kind == 2 and not honour))
     levels = []
     for i in range(1, len(found) + 1):
-        left, right, target = i / G, (i + 1) / G, len(levels) / (R - 1)
+        left, right, target = (np.float32(x) / np.float32(y) for x, y in ((i, G), (i + 1, G), (len(levels), R - 1)))
         if right - target >= target - left or i == len(found):
             levels.append(found[i - 1])
     precisions = [0.0] * R
@@ -163,6 +163,16 @@ def test_perfect_predictions(implementation, n, expected):
     np.testing.assert_array_equal(found.score_and_hit[:, 1], 1)
     voc = average_precision3d(0.5, **perfect(n), algorithm="VOC", implementation=implementation)
     assert voc.ap == 1
+
+
+@each_implementation
+@pytest.mark.parametrize(("n", "R", "expected"), [(7, 5, 0.94167), (11, 5, 0.96111), (19, 11, 0.97065)])
+def test_where_rounding_to_float32_decides(implementation, n, R, expected):
+    # All are found; in the middle one that is not there.
+    predictions = [(10 * i, 0, 0, 1 - i / 1000) for i in range(n)] + [(-50, 0, 0, 1 - (n // 2 - 0.5) / 1000)]
+    args = scene([(10 * i, 0, 0) for i in range(n)], predictions)
+    found = average_precision3d(0.5, **args, num_recall_points=R, implementation=implementation)
+    assert found.ap == pytest.approx(expected, abs=1e-5)
 
 
 @each_implementation

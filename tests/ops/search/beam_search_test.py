@@ -464,3 +464,17 @@ def test_lingvo_vectors(lingvo_vectors, implementation):
             np.testing.assert_array_equal(found.ids, arrays["out_topk_ids"], case["id"])
         scores = np.where(found.lens > 0, found.scores, 0.0)
         np.testing.assert_allclose(scores, arrays["out_topk_scores"], atol=3e-5, rtol=1e-5, err_msg=case["id"])
+
+
+def test_eos_must_be_a_token_of_logits_too():
+    with pytest.raises(ValueError, match=r"eos_id must be < V = 5 .*\(got 99\)"):
+        beam_search(
+            lambda ids, cache: (jnp.zeros((2, 5)), None, cache),
+            (),
+            num_beams=1,
+            num_hyps_per_beam=2,
+            max_steps=2,
+            eos_id=99,
+            start_ids=jnp.array([1]),
+            scores="logits",
+        )

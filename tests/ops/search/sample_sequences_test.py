@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from raylingvo.ops.search._categorical import categorical
+from raylingvo.ops.search._categorical import _first_above, categorical
 from raylingvo.ops.search._sampling_filters import SamplingFilters
 from raylingvo.ops.search.sample_sequences import sample_sequences
 
@@ -219,3 +219,9 @@ def test_a_wrong_argument_is_named(changed, message):
 def test_there_is_no_c_plus_plus_twin():
     with pytest.raises(RuntimeError, match="sample_sequences has no C\\+\\+ twin"):
         sample_sequences(markov(jnp.zeros((6, 6))), [1], KEY, max_steps=4, implementation="cpp")
+
+
+def test_sums_that_fall_by_rounding_lead_to_no_excluded_token():
+    sums_1xM = jnp.array([[1.0, 2.0, 1.5, 1.5, 3.0]])
+    for wanted, expected in ((1.7, 1), (2.0, 4), (3.5, 4), (0.0, 0)):
+        assert _first_above(sums_1xM, jnp.array([[wanted]]))[0, 0] == expected

@@ -171,3 +171,13 @@ def test_lingvos_results(lingvo_vectors, implementation, compat):
         np.testing.assert_array_equal(lens, arrays["out_lens"], err_msg=id_)
         if not case["tied"]:
             np.testing.assert_array_equal(ids[..., :T], arrays["out_ids"], err_msg=id_)
+
+
+@both
+def test_a_state_whose_arrays_do_not_belong_together(implementation):
+    state = BeamSearchState.create(2, 2, 3, 0)
+    for name, array in (("done_hyps", jnp.zeros((1, 1), bool)), ("scores", jnp.zeros((3, 4), jnp.int32))):
+        with pytest.raises(ValueError, match=rf"state\.{name} must be"):
+            top_k_hyps(state._replace(**{name: array}), 1, implementation=implementation)
+    with pytest.raises(ValueError, match=r"state\.hyps must be \[T, N\]"):
+        top_k_hyps(BeamSearchState.create(0, 2, 3, 0), 1, implementation=implementation)
