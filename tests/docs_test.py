@@ -23,6 +23,7 @@ from raylingvo import config, registry
 ROOT = Path(__file__).parents[1]
 # The order in which they build on each other.
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("run.md", "experiments.md", "data.md")))
+ONE_PROGRAM = ROOT / "docs/ops.md"  # whose blocks are run together, by the last test
 RUN, SHOWN = {"console", "python"}, {"text"}
 SECONDS = 240  # far more than any block takes
 
@@ -151,7 +152,7 @@ def test_every_block_is_either_run_or_only_shown() -> None:
     assert {block.language for block in BLOCKS} == RUN | SHOWN
     fences = sum(line.startswith("```") for document in DOCUMENTS for line in document.read_text().splitlines())
     assert fences == 2 * len(BLOCKS)
-    assert {*DOCUMENTS} == {ROOT / "README.md", *(ROOT / "docs").glob("*.md")}
+    assert {*DOCUMENTS, ONE_PROGRAM} == {ROOT / "README.md", *(ROOT / "docs").glob("*.md")}
 
 
 def test_what_is_only_shown_starts_no_command() -> None:
@@ -182,7 +183,7 @@ def _is_or_is_in(key: str, known: dict[str, object]) -> bool:
 
 
 def test_links_lead_to_files() -> None:
-    for document in DOCUMENTS:
+    for document in (*DOCUMENTS, ONE_PROGRAM):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
@@ -194,7 +195,7 @@ def test_the_benchmarks_that_the_readme_names_exist() -> None:
 
 
 def test_the_examples_of_ops_print_what_is_shown() -> None:
-    text = (ROOT / "docs/ops.md").read_text()
+    text = ONE_PROGRAM.read_text()
     examples = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", text, re.M | re.S)
     assert len(examples) == text.count("```python") > 10
     names: dict[str, object] = {}

@@ -332,7 +332,7 @@ def test_xla_does_not_sort_the_vocabulary():
     [
         ({"log_probs": np.zeros((5, 7), np.float32)}, r"log_probs must have b \* num_hyps_per_beam .* \(got 5\)"),
         ({"log_probs": np.zeros((4, 7), int)}, r"log_probs must be float32 or bfloat16 \[N, V\] \(got int32\[4, 7\]\)"),
-        ({"log_probs": np.zeros((6, 7), np.float32)}, r"state.hyps must be \[T, N = 6\]"),
+        ({"log_probs": np.zeros((6, 7), np.float32)}, r"state must be of N = 6 slots and 3 beams"),
         ({"atten_probs": np.zeros((4, 3), np.float32)}, r"atten_probs must be floats \[N, S\] = \[4, 0\]"),
         ({"cur_step": 3}, r"cur_step must be a scalar in \[0, T = 3\) \(got 3\)"),
         ({"is_last_chunk": np.zeros(2, bool)}, r"is_last_chunk must be bool\[N = 4\] \(got bool\[2\]\)"),
