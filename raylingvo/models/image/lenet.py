@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from raylingvo.models.image.classifier import ImageModel
-from raylingvo.models.layers.conv import XAVIER, ConvReluPool
+from raylingvo.models.layers.conv import ConvReluPool
+from raylingvo.models.layers.initializers import xavier
 
 # B images of 28x28 pixels, V classes.
 
@@ -44,8 +45,8 @@ class LeNet5Module(nnx.Module):
         self.conv1 = ConvReluPool(1, 20, 5, rngs=rngs)
         self.conv2 = ConvReluPool(20, 50, 5, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout)
-        self.hidden = nnx.Linear(7 * 7 * 50, 300, kernel_init=XAVIER, rngs=rngs)
-        self.softmax = nnx.Linear(300, config.num_classes, kernel_init=XAVIER, rngs=rngs)
+        self.hidden = nnx.Linear(7 * 7 * 50, 300, kernel_init=xavier(), rngs=rngs)
+        self.softmax = nnx.Linear(300, config.num_classes, kernel_init=xavier(), rngs=rngs)
 
     def __call__(self, image_Bx28x28x1: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
         """u8[B, 28, 28, 1] -> logits f32[B, V]. rng: a key in training; None in evaluation, without dropout."""
