@@ -15,6 +15,7 @@ RECIPES: dict[str, str] = {
     "lm1b": "raylingvo.data.prepare.lm1b",
     "mnist": "raylingvo.data.prepare.mnist",
     "multi30k": "raylingvo.data.prepare.multi30k",
+    "tinyshakespeare": "raylingvo.data.prepare.tinyshakespeare",
     "wmt14_ende": "raylingvo.data.prepare.wmt14_ende",
 }
 

@@ -3,6 +3,7 @@
 from raylingvo.data.tokenizers.ascii import AsciiTokenizer
 from raylingvo.data.tokenizers.base import Tokenizer
 from raylingvo.data.tokenizers.bpe import BpeTokenizer
+from raylingvo.data.tokenizers.characters import CharacterTokenizer
 from raylingvo.data.tokenizers.ops import (
     ascii_to_token_id,
     bpe_ids_to_words,
@@ -23,6 +24,7 @@ from raylingvo.data.tokenizers.wpm import WpmTokenizer
 __all__ = [
     "AsciiTokenizer",
     "BpeTokenizer",
+    "CharacterTokenizer",
     "SentencePieceTokenizer",
     "T2tSubwordTokenizer",
     "Tokenizer",
