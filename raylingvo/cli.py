@@ -167,10 +167,32 @@ def eval_command(
 
 @app.command()
 def decode(
-    logdir: LogdirOption, datasets: Datasets = None, checkpoint: Checkpoint = "latest", as_json: Json = False
+    logdir: LogdirOption,
+    datasets: Datasets = None,
+    checkpoint: Checkpoint = "latest",
+    input_file: Annotated[
+        str | None,
+        typer.Option("--input", metavar="FILE|-", help="decode the lines of this file, or of stdin, instead"),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Decodes checkpoints of a run that is over, to LOGDIR/decode_<dataset>/decoder_out-<step>.jsonl."""
-    _read_checkpoints("decode", logdir, datasets, checkpoint, as_json)
+    """Decodes checkpoints of a run that is over, to LOGDIR/decode_<dataset>/decoder_out-<step>.jsonl.
+
+    With --input: prints a JSON object for each line of text instead, in order.
+    """
+    if input_file is None:
+        _read_checkpoints("decode", logdir, datasets, checkpoint, as_json)
+        return
+    if datasets:
+        raise RequestError("decode: one of --input and --dataset, not both")
+    from raylingvo.actors.offline_lines import decode_lines
+
+    result = decode_lines(logdir, _lines(input_file), checkpoint=checkpoint, progress=_say)
+    if as_json:
+        _print_json(result)
+    else:
+        for output in result["outputs"]:
+            _print_json(output)
 
 
 @data_app.command("prepare")
@@ -392,6 +414,17 @@ def _read_checkpoints(kind: Any, logdir: Path, datasets: list[str] | None, check
     for dataset, records in result["all"].items():
         for record in records:
             print(f"{kind} {dataset} @ {record['step']}: {metrics_line(record)}")
+
+
+def _lines(input_file: str) -> list[str]:
+    try:
+        text = sys.stdin.buffer.read() if input_file == "-" else Path(input_file).read_bytes()
+        lines = text.decode().removesuffix("\n").split("\n") if text else []
+        return [line.removesuffix("\r") for line in lines]
+    except OSError as error:
+        raise RequestError(f"--input {input_file}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"--input {input_file}: is not UTF-8 ({error})") from error
 
 
 def _experiment(name: str, overrides: list[str] | None, config_file: Path | None = None) -> Any:

@@ -465,6 +465,8 @@ def test_decode_writes_a_line_for_each_example(command: Command, logdir: Path, n
             ("decode", "--checkpoint", "15"),
             "no checkpoint '15' in {}/train/checkpoints; it has 10, 20, latest, best, all",
         ),
+        (("decode", "--input", "no.txt"), "--input no.txt: cannot be read (No such file or directory)"),
+        (("decode", "--input", "-", "--dataset", "test"), "decode: one of --input and --dataset, not both"),
     ],
 )
 def test_eval_and_decode_refuse_what_does_not_exist(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -81,6 +82,13 @@ class Copy(Task):
             eos_id=EOS,
             start_ids=jnp.full(B, SOS, jnp.int32),
         )
+
+    def encode_lines(self, lines: Sequence[str]) -> dict[str, np.ndarray]:
+        """A line is a sentence of numbers."""
+        src_BxT = np.full((len(lines), T), EOS, np.int32)
+        for row, line in zip(src_BxT, lines, strict=True):
+            row[: len(line.split())] = [int(token) for token in line.split()]
+        return {"src": src_BxT, "weight": np.ones(len(lines), np.float32), "id": np.arange(len(lines))}
 
     def postprocess(self, decoded: Any, batch: Any) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
         outputs, right = [], []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from raylingvo.errors import RequestError
 
 if TYPE_CHECKING:
     import jax
@@ -53,3 +55,10 @@ class Task(abc.ABC):
         self, decoded: Any, batch: Mapping[str, np.ndarray]
     ) -> tuple[list[tuple[str, dict[str, Any]]], WeightedMetrics]:
         """On the host: `decode`'s result as numpy, and its batch -> a (key, JSON dict) per real example, metrics."""
+
+    def encode_lines(self, lines: Sequence[str]) -> dict[str, np.ndarray]:
+        """On the host: a batch for `decode`, one row for each line of text, with a field `weight`.
+
+        Raises RequestError if the task decodes no text, or not such text.
+        """
+        raise RequestError(f"{type(self).__name__} does not decode lines of text")
