@@ -1,79 +1,41 @@
 """Learning-rate schedules: multipliers that are pure functions of the step (Lingvo: core/schedule.py)."""
 
-from __future__ import annotations
+from typing import Literal as Literal  # where annotations of the classes below are resolved
 
-import abc
-import dataclasses
+from raylingvo.training._schedules.base import Constant as Constant
+from raylingvo.training._schedules.base import Schedule as Schedule
+from raylingvo.training._schedules.curves import Annealing as Annealing
+from raylingvo.training._schedules.curves import Continuous as Continuous
+from raylingvo.training._schedules.curves import Cosine as Cosine
+from raylingvo.training._schedules.curves import EmaDecay as EmaDecay
+from raylingvo.training._schedules.curves import Exponential as Exponential
+from raylingvo.training._schedules.curves import InverseSigmoid as InverseSigmoid
+from raylingvo.training._schedules.curves import Linear as Linear
+from raylingvo.training._schedules.curves import Polynomial as Polynomial
+from raylingvo.training._schedules.curves import SqrtDecay as SqrtDecay
+from raylingvo.training._schedules.curves import SqrtDecayToZero as SqrtDecayToZero
+from raylingvo.training._schedules.curves import StepwiseExponential as StepwiseExponential
+from raylingvo.training._schedules.dev_based import DevBasedState as DevBasedState
+from raylingvo.training._schedules.dev_based import dev_based as dev_based
+from raylingvo.training._schedules.pieces import CombinedMinimum as CombinedMinimum
+from raylingvo.training._schedules.pieces import Cycle as Cycle
+from raylingvo.training._schedules.pieces import Piecewise as Piecewise
+from raylingvo.training._schedules.pieces import PiecewiseConstant as PiecewiseConstant
+from raylingvo.training._schedules.ramps import LinearRampupCosine as LinearRampupCosine
+from raylingvo.training._schedules.ramps import LinearRampupDecay as LinearRampupDecay
+from raylingvo.training._schedules.ramps import LinearRampupExponentialDecay as LinearRampupExponentialDecay
+from raylingvo.training._schedules.ramps import (
+    LinearRampupExponentialDecayScaledByNumSplit as LinearRampupExponentialDecayScaledByNumSplit,
+)
+from raylingvo.training._schedules.ramps import LinearRampupPiecewiseConstant as LinearRampupPiecewiseConstant
+from raylingvo.training._schedules.ramps import LinearRampupSqrtDecay as LinearRampupSqrtDecay
+from raylingvo.training._schedules.ramps import (
+    LinearRampupSqrtDecayByBatchSizeAndReplicas as LinearRampupSqrtDecayByBatchSizeAndReplicas,
+)
+from raylingvo.training._schedules.transformer import Transformer as Transformer
+from raylingvo.training._schedules.transformer import TransformerMLPerf as TransformerMLPerf
+from raylingvo.training._schedules.transformer import TransformerNoWarmUp as TransformerNoWarmUp
 
-import jax
-import jax.numpy as jnp
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule(abc.ABC):
-    """Multiplies the learning rate; a function of the batches consumed (TrainState.step), skipped updates included."""
-
-    @abc.abstractmethod
-    def __call__(self, step: jax.Array) -> jax.Array:
-        """step: i32[] >= 0, batches consumed before this one -> multiplier f32[]."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Constant(Schedule):
-    """The same multiplier for ever."""
-
-    value: float = 1.0
-
-    def __call__(self, step: jax.Array) -> jax.Array:
-        return jnp.full((), self.value, jnp.float32)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Continuous(Schedule):
-    """1 until `start_step`, then halved every `half_life_steps` (smoothly), never below `min`.
-
-    Lingvo's default: ContinuousSchedule.
-    """
-
-    start_step: int = 400_000
-    half_life_steps: int = 100_000
-    min: float = 0.01
-
-    def __post_init__(self) -> None:
-        if self.half_life_steps <= 0:
-            raise ValueError(f"half_life_steps must be > 0 (got {self.half_life_steps})")
-
-    def __call__(self, step: jax.Array) -> jax.Array:
-        halvings = jnp.maximum(0.0, (step - self.start_step) / self.half_life_steps)
-        return jnp.maximum(jnp.float32(self.min), jnp.exp2(-halvings))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearRampupExponentialDecay(Schedule):
-    """From 0 to `max` over `warmup` steps, held, then exponential from `decay_start` to `decay_end`, held at `min`.
-
-    Lingvo's LinearRampupExponentialDecay. Its ..ScaledByNumSplitSchedule on one split starts at 1 instead: that is
-    `warmup=0`, since a ramp from 1 to the number of splits is flat there. Raises ValueError if the steps are not in
-    order.
-    """
-
-    warmup: int
-    decay_start: int
-    decay_end: int
-    min: float
-    max: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup <= self.decay_start < self.decay_end:
-            raise ValueError(
-                "expected 0 <= warmup <= decay_start < decay_end "
-                f"(got {self.warmup}, {self.decay_start}, {self.decay_end})"
-            )
-        if not 0 < self.min <= self.max:
-            raise ValueError(f"expected 0 < min <= max (got {self.min}, {self.max})")
-
-    def __call__(self, step: jax.Array) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)
-        ramp = jnp.float32(self.max) * (jnp.minimum(step / self.warmup, 1.0) if self.warmup else 1.0)
-        progress = jnp.clip((step - self.decay_start) / (self.decay_end - self.decay_start), 0.0, 1.0)
-        return ramp * jnp.power(jnp.float32(self.min / self.max), progress)
+# Configs name a class by its module: by this one, so that files can be arranged without touching what runs recorded.
+for _class in [value for value in globals().values() if isinstance(value, type) and issubclass(value, Schedule)]:
+    _class.__module__ = __name__
