@@ -1,0 +1,91 @@
+"""An LSTM over frames, whose gradient takes that of each matrix in one product over all frames."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from raylingvo.models.layers.lstm import Frame, LSTMConfig, LSTMState, lstm_step
+
+# T frames, B sequences.
+
+
+class Loop(NamedTuple):
+    """What is fixed while tracing."""
+
+    config: LSTMConfig
+    reverse: bool  # from the last frame to the first
+    recompute: bool  # the gradient computes a frame again, and so keeps only the states
+
+
+def recur(
+    loop: Loop,
+    matrices: dict[str, jax.Array],
+    vectors: dict[str, jax.Array],
+    gates_x: jax.Array,
+    state: LSTMState,
+    frames: Frame,
+) -> tuple[jax.Array, LSTMState]:
+    """The outputs [T, B, M] and the last state, from gates_x [T, B, G * H] and frames with an axis T in front.
+
+    Differentiable in reverse mode only, and not with respect to `frames`. (A scan's own gradient adds to the gradient
+    of each matrix in each frame: small products, and a pass over the whole matrix each time.)
+    """
+    return _recur(loop, matrices, vectors, gates_x, state, frames)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recur(loop: Loop, matrices: Any, vectors: Any, gates_x: Any, state: Any, frames: Any) -> Any:
+    outputs, _, state = _scan(loop, matrices, vectors, {"recurrent": gates_x}, state, frames, keep=False)
+    return outputs, state
+
+
+def _forward(loop: Loop, matrices: Any, vectors: Any, gates_x: Any, state: Any, frames: Any) -> Any:
+    addends = {"recurrent": gates_x}
+    if "projection" in matrices:
+        shape = (*gates_x.shape[:2], matrices["projection"].shape[1])
+        addends["projection"] = jnp.zeros(shape, gates_x.dtype)
+
+    def run(vectors: Any, addends: Any, state: Any) -> Any:
+        outputs, inputs, last = _scan(loop, matrices, vectors, addends, state, frames, keep=True)
+        return (outputs, last), inputs
+
+    results, pullback, inputs = jax.vjp(run, vectors, addends, state, has_aux=True)
+    return results, (pullback, inputs)
+
+
+def _backward(loop: Loop, residuals: Any, grads: Any) -> Any:
+    del loop
+    pullback, inputs = residuals
+    vectors, addends, state = pullback(grads)
+    # What is added to a product has the gradient of the product.
+    matrices = {name: jnp.einsum("tbi,tbo->io", x, addends[name]) for name, x in inputs.items()}
+    return matrices, vectors, addends["recurrent"], state, None
+
+
+_recur.defvjp(_forward, _backward)
+
+
+def _scan(
+    loop: Loop, matrices: Any, vectors: Any, addends: Any, state: LSTMState, frames: Frame, *, keep: bool
+) -> tuple[jax.Array, dict[str, jax.Array], LSTMState]:
+    """Outputs, what each matrix was multiplied with in each frame (if these are kept), and the last state."""
+
+    def step(state: LSTMState, frame: tuple[Any, Frame]) -> Any:
+        added, frame_info = frame
+        inputs = {}
+
+        def dot(name: str, x: jax.Array, addend: jax.Array) -> jax.Array:
+            inputs[name] = x
+            return x @ matrices[name] + added.get(name, addend)
+
+        state = lstm_step(loop.config, dot, vectors, state, added["recurrent"], frame_info)
+        return state, (state.m, inputs if keep else {})
+
+    if loop.recompute:
+        step = jax.checkpoint(step, prevent_cse=False)  # the loop is a barrier already
+    state, (outputs, inputs) = jax.lax.scan(step, state, (addends, frames), reverse=loop.reverse)
+    return outputs, inputs, state
