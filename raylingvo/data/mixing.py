@@ -15,6 +15,7 @@ import numpy as np
 from raylingvo.data.batches import ENDLESS, WHOLE, Batches, OrderedBatches, Shard, ShuffledBatches, Source
 from raylingvo.data.dataset import Dataset, FixedShapeDataset
 from raylingvo.data.order import FIRST_FREE, Mixed, Order, Shuffled, check_weights, part_seed
+from raylingvo.data.sampling import SampledOrder, Sampling
 from raylingvo.data.sequence_dataset import SequenceDataset
 from raylingvo.data.sequences import Column, Ragged, SequenceSource
 from raylingvo.errors import RequestError
@@ -123,6 +124,22 @@ class MixBatches(_Mixture):
         # As an order of numbers: batch n of dataset s is S * n + s.
         orders: list[Order] = [_Every(len(parts), s) for s in range(len(parts))]
         return _Chosen(parts, Mixed(orders, self.weights, seed), seed, list(self.weights))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleBatches(_Mixture):
+    """Every batch comes whole from one of `datasets`, drawn with shares that may change over the steps."""
+
+    sampling: Sampling
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sampling.check(len(self.datasets))
+
+    def train_batches(self, batch_size: int, seed: int, shard: Shard = WHOLE) -> Batches:
+        parts = self._parts(batch_size, seed, shard)
+        order = SampledOrder(self.sampling, len(parts), seed)
+        return _Chosen(parts, order, seed, repr(self.sampling))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -119,8 +119,12 @@ def permutation(n: int, seed: int, epoch: int, *, stream: int = EXAMPLES) -> np.
     """i64[n], the order of n things in one epoch: a function of its arguments, of 64 bits each."""
     # Sorting random bits instead of Generator.permutation: NumPy promises to keep the bits of a bit generator, but not
     # what Generator makes of them (NEP 19), and a checkpoint must resume in the same order after an upgrade.
-    bits = np.random.Philox(**_philox(seed, epoch, stream)).random_raw(n)
-    return np.argsort(bits, kind="stable")
+    return np.argsort(random_bits(n, seed, epoch, stream=stream), kind="stable")
+
+
+def random_bits(n: int, seed: int, number: int, *, stream: int) -> np.ndarray:
+    """u64[n], a function of its arguments."""
+    return np.random.Philox(**_philox(seed, number, stream)).random_raw(n)
 
 
 def _philox(seed: int, number: int, stream: int) -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""Several tasks in one model: what is shared is shared, and each task computes what it computes alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+from flax import nnx
+
+from raylingvo.data.of_task import OfTask
+from raylingvo.data.pipeline import TrainInput
+from raylingvo.errors import RequestError
+from raylingvo.models.multi_task import MultiTask
+from raylingvo.training.state import Model
+
+A, B = toy.Regression(dropout=0.0), toy.Regression(dropout=0.0, statistics=False)
+SHARED = MultiTask(tasks={"a": A, "b": B}, shared=("hidden",))
+BATCH = OfTask(task="b", dataset=toy.Numbers()).eval_batches(8)[0]
+
+
+def test_fields_say_of_which_task_a_batch_is():
+    alone = toy.Numbers().train_batches(8, 3)
+    batches = OfTask(task="b", dataset=toy.Numbers()).train_batches(8, 3)
+    assert list(batches[5]) == ["b/x", "b/y", "id", "weight"]
+    np.testing.assert_array_equal(batches[5]["b/x"], alone[5]["x"])
+    assert [list(batch) for batch in batches.samples()] == [list(batches[5])]
+    stream = TrainInput(batches)
+    with pytest.raises(RequestError, match="task was a, now it is b"):
+        stream.restore({**stream.state(), "task": "a"})
+    stream.close()
+
+
+def test_shared_parts_are_there_once():
+    model = Model(SHARED)
+    assert sorted(model.abstract.params) == ["a", "b"]
+    assert sorted(model.abstract.params["a"]) == ["hidden", "out"]
+    assert sorted(model.abstract.params["b"]) == ["out"]
+    module = SHARED.init(nnx.Rngs(0))
+    assert module.b.hidden is module.a.hidden
+    assert module.b.out is not module.a.out
+
+
+def test_a_shared_part_may_be_deep_or_a_variable():
+    module = MultiTask(tasks={"a": A, "b": B}, shared=("hidden/kernel",)).init(nnx.Rngs(0))
+    assert module.b.hidden.kernel is module.a.hidden.kernel
+    assert module.b.hidden.bias is not module.a.hidden.bias
+
+
+def test_each_task_computes_what_it_computes_alone():
+    module = SHARED.init(nnx.Rngs(0))
+    own = {name.removeprefix("b/"): values for name, values in BATCH.items()}
+    expected = B.eval_metrics(module.b, own)
+    assert SHARED.eval_metrics(module, BATCH) == {f"{name}/b": pair for name, pair in expected.items()}
+    loss, metrics = SHARED.loss(module, BATCH, jax.random.key(0))
+    assert loss == expected["loss"][0]
+    assert metrics.keys() == {"loss", "loss/b", "num_rows/b"}
+    decoded = np.asarray(SHARED.decode(module, BATCH))
+    outputs, metrics = SHARED.postprocess(decoded, BATCH)
+    assert outputs[0] == ("0", {"task": "b", "prediction": float(decoded[0])})
+    assert metrics["num_outputs/b"] == (8, 1.0)
+
+
+def test_gradients_of_what_is_shared_come_from_every_task():
+    model = Model(SHARED)
+    weights = Model.split(SHARED.init(nnx.Rngs(0)))
+
+    def loss(params, batch):
+        return SHARED.loss(model.merge(weights._replace(params=params)), batch, jax.random.key(0))[0]
+
+    grads = jax.grad(loss)(weights.params, BATCH)
+    assert jnp.abs(grads["a"]["hidden"]["kernel"]).sum() > 0
+    assert jnp.abs(grads["a"]["out"]["kernel"]).sum() == 0
+    assert jnp.abs(grads["b"]["out"]["kernel"]).sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("shared", "message"),
+    [
+        ("hiden", r"shared: 'hiden' must be part of at least two tasks \(it is of none\)"),
+        ("seen", r"shared: 'seen' must be part of at least two tasks \(it is of a\)"),
+        ("hidden/kernel/3/x", "must be part of at least two tasks"),
+    ],
+)
+def test_what_cannot_be_shared(shared, message):
+    with pytest.raises(RequestError, match=message):
+        MultiTask(tasks={"a": A, "b": B}, shared=(shared,)).init(nnx.Rngs(0))
+
+
+def test_a_batch_must_be_of_a_task():
+    with pytest.raises(RequestError, match="a batch must be of one of the tasks a, b"):
+        SHARED.eval_metrics(SHARED.init(nnx.Rngs(0)), toy.batches(1)[0])
