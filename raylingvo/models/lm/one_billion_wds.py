@@ -1,0 +1,135 @@
+"""LSTM language models of words on the one-billion-word benchmark.
+
+The data: `raylingvo data prepare lm1b`. The vocabulary, most frequent words first as the sampled softmax wants them:
+
+    raylingvo data vocab lm1b/train.parquet --field text --type words --size 793472 --out lm1b/vocab.txt
+
+Lingvo: tasks/lm/params/one_billion_wds.py; the model is that of Jozefowicz et al., arXiv:1602.02410.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from raylingvo.data.text import TextLines
+from raylingvo.data.tokenizers import VocabFileTokenizer
+from raylingvo.experiment import Experiment, Reading, Snapshots, Train
+from raylingvo.models.lm.language_model import LanguageModel
+from raylingvo.models.lm.rnn_lm import RnnLm
+from raylingvo.registry import register
+from raylingvo.training.learner import Learner
+from raylingvo.training.optimizers import Adagrad, Adam
+
+# The words that occur at least three times, and the special ids.
+VOCAB_SIZE = 793_472
+_BUCKETS = (10, 20, 30, 40, 50, 100, 256, 512, 1024)
+_TRAIN_BATCHES = (1024, 512, 256, 256, 128, 128, 64, 32, 16)
+_EVAL_BATCHES = (128, 64, 32, 32, 16, 16, 4, 2, 1)
+
+
+def _sentences(split: str, vocab: str, batch_sizes: tuple[int, ...]) -> TextLines:
+    return TextLines(
+        records=f"lm1b/{split}.parquet",
+        field="text",
+        tokenizer=_tokenizer(vocab),
+        bucket_bounds=_BUCKETS,
+        bucket_batch_sizes=batch_sizes,
+    )
+
+
+def _tokenizer(vocab: str) -> VocabFileTokenizer:
+    return VocabFileTokenizer(token_vocab_filepath=f"lm1b/{vocab}")
+
+
+def _unit_scaling(num_shards: int, num_rows: int = VOCAB_SIZE) -> float:
+    """l of U(-l, l). Lingvo splits a table into shards, each drawn by UniformUnitScaling(num_shards) for its rows."""
+    return num_shards * math.sqrt(3 * num_shards / num_rows)
+
+
+@register("lm.one_billion_wds.WordLevelOneBwdsSimpleSampledSoftmax")
+def word_level_one_bwds_simple_sampled_softmax() -> Experiment:
+    """Big LSTM of 1.8 billion weights, sampled softmax over 793,472 words, Lingvo's recipe: Adagrad 0.2, sum of losses.
+
+    Its vocabulary has <unk>, <s> and </s> where Lingvo's has <epsilon>, <S>, </S> and <UNK>, so one word more.
+    """
+    return Experiment(
+        task=LanguageModel(
+            model=RnnLm(
+                vocab_size=VOCAB_SIZE,
+                features=1024,
+                hidden_features=8192,
+                embedding_dropout=0.25,
+                rnn_dropout=0.25,
+                max_lstm_gradient_norm=16.0,
+                embedding_init=_unit_scaling(8),
+                softmax_init=_unit_scaling(8),
+                # A batch of evaluation has 1,600 tokens or fewer: 200 MB of logits instead of 5 GB.
+                classes_per_chunk=32_768,
+            ),
+            num_sampled=8192,
+            sum_loss_over_tokens=True,
+            tokens_are_words=True,
+            tokenizer=_tokenizer("vocab.txt"),
+        ),
+        datasets={
+            "train": _sentences("train", "vocab.txt", _TRAIN_BATCHES),
+            "dev": _sentences("dev", "vocab.txt", _EVAL_BATCHES),
+            "test": _sentences("test", "vocab.txt", _EVAL_BATCHES),
+        },
+        # The accumulators start from 1: the sum over tokens makes gradients large.
+        learner=Learner(learning_rate=0.2, optimizer=Adagrad()),
+        train=Train(
+            batch_size=_TRAIN_BATCHES[0],
+            max_steps=4_000_000,  # Lingvo's: a limit for a job that somebody watches
+            snapshots=Snapshots(every_steps=1000, max_bytes=64 << 30),  # 14 GB each, with the accumulators
+        ),
+        eval={"dev": Reading(), "test": Reading()},
+    )
+
+
+@register("lm.one_billion_wds.WordLevelOneBwdsSimpleSampledSoftmaxTiny")
+def word_level_one_bwds_simple_sampled_softmax_tiny() -> Experiment:
+    """The same with 7 features, an LSTM state of 32 and 8 samples: for debugging."""
+    big = word_level_one_bwds_simple_sampled_softmax()
+    assert isinstance(big.task, LanguageModel) and isinstance(big.task.model, RnnLm)
+    model = dataclasses.replace(big.task.model, features=7, hidden_features=32, embedding_init=_unit_scaling(1))
+    return dataclasses.replace(
+        big,
+        task=dataclasses.replace(big.task, model=model, num_sampled=8),
+        train=dataclasses.replace(big.train, snapshots=Snapshots()),
+    )
+
+
+@register("lm.one_billion_wds.WordLevelSmall")
+def word_level_small() -> Experiment:
+    """raylingvo's own: 4,000 words, 2 LSTMs of 256, 512 samples, Adam; minutes on a CPU.
+
+    Its vocabulary: `raylingvo data vocab lm1b/train.parquet --field text --type words --size 4000 --out
+    lm1b/vocab-4k.txt`.
+    """
+    vocab, bounds = "vocab-4k.txt", (10, 20, 30, 40, 60)
+
+    def sentences(split: str) -> TextLines:
+        return dataclasses.replace(_sentences(split, vocab, ()), bucket_bounds=bounds)
+
+    return Experiment(
+        task=LanguageModel(
+            model=RnnLm(
+                vocab_size=4000,
+                features=128,
+                hidden_features=256,
+                embedding_dropout=0.25,
+                rnn_dropout=0.25,
+                embedding_init=128**-0.5,
+                softmax_init=0.05,
+            ),
+            num_sampled=512,
+            tokens_are_words=True,
+            tokenizer=_tokenizer(vocab),
+        ),
+        datasets={split: sentences(split) for split in ("train", "dev", "test")},
+        learner=Learner(learning_rate=2e-3, optimizer=Adam(), clip_gradient_norm_to_value=1.0),
+        train=Train(batch_size=32, max_steps=2_500, report_every_steps=100, snapshots=Snapshots(every_steps=250)),
+        eval={"dev": Reading(), "test": Reading(policy="last")},
+    )
