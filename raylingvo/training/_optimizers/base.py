@@ -1,0 +1,51 @@
+"""The optimizer: from gradients to what is subtracted from the weights."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer(abc.ABC):
+    """Turns gradients into decrements of the weights."""
+
+    @abc.abstractmethod
+    def build(self) -> optax.GradientTransformationExtraArgs:
+        """An optax transformation that takes the rate and leaves out the sign.
+
+        update(gradients, slots, params, rate=f32[]) -> (decrements, slots); the weights become params - decrements.
+        Some optimizers keep decrements in their slots, so the rate is theirs to apply. Without a rate it is 1.
+        `params` are nested dicts, here and in `init(params)`.
+        """
+
+
+def at_rate(direction: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The optimizer whose decrement is the rate times this direction."""
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, *, rate: Any = 1.0, **_: Any
+    ) -> tuple[optax.Updates, Any]:
+        updates, state = direction.update(updates, state, params)
+        return jax.tree.map(lambda d: rate * d, updates), state
+
+    return optax.GradientTransformationExtraArgs(direction.init, update)
+
+
+def check_fraction(config: object, *fields: str) -> None:
+    """Raises ValueError if a field is not in [0, 1)."""
+    for field in fields:
+        if not 0 <= getattr(config, field) < 1:
+            raise ValueError(f"{field} must be in [0, 1) (got {getattr(config, field)})")
+
+
+def check_positive(config: object, *fields: str) -> None:
+    """Raises ValueError if a field is not above 0; None is allowed."""
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and not value > 0:
+            raise ValueError(f"{field} must be > 0 (got {value})")
