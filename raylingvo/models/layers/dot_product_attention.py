@@ -1,0 +1,77 @@
+"""Dot-product attention whose queries have a trained scale for each feature."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from raylingvo.models.layers.initializers import zeros
+from raylingvo.models.layers.source_attention import (
+    Source,
+    by_source,
+    context_and_probabilities,
+    prepare,
+    probabilities,
+)
+from raylingvo.models.layers.variables import param
+
+# B sources of S positions with D features, C context features; Q = R * B queries (source_attention).
+
+# 1 / softplus(0): scales of 0 divide by the square root of D, as usual.
+_UNIT = 1.442695041
+
+
+class DotProductAttention(nnx.Module):
+    """Which positions of its source a query looks at, by the dot product of query * scale and source.
+
+    Variable: per_dim_scale f32[D], at first 0; the scale is softplus(per_dim_scale) * 1.442695041 / sqrt(D).
+    dropout_rate: of the probabilities, in training. dtype: of all but the softmax, which is float32.
+    Source: Lingvo core/attention.py, DotProductAttention.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        rngs: nnx.Rngs,
+        dropout_rate: float = 0.0,
+        dtype: jnp.dtype = jnp.float32,  # type: ignore[assignment]
+    ) -> None:
+        self.per_dim_scale = param(rngs, zeros, (features,), ("head_dim",))
+        self.dropout_rate, self.dtype = dropout_rate, dtype
+
+    def prepare(
+        self,
+        source_BxSxD: jax.Array,
+        contexts_BxSxC: jax.Array,
+        paddings_BxS: jax.Array | None = None,
+        segment_ids_BxS: jax.Array | None = None,
+    ) -> Source:
+        """The source for all calls. paddings: 1.0 = padded. segment_ids: of packed sources."""
+        return prepare(
+            source_BxSxD.astype(self.dtype), contexts_BxSxC.astype(self.dtype), paddings_BxS, segment_ids_BxS
+        )
+
+    def __call__(
+        self,
+        source: Source,
+        query_QxD: jax.Array,
+        *,
+        paddings_QxS: jax.Array | None = None,
+        segment_ids_Q: jax.Array | None = None,
+        rng: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The context [Q, C] and the probabilities f32[Q, S]; arguments and errors as those of `AdditiveAttention`."""
+        query_RxBxD = by_source(
+            scale_queries(query_QxD.astype(self.dtype), self.per_dim_scale[...]), source.keys.shape[0]
+        )
+        logits_RxBxS = jnp.einsum("rbd,bsd->rbs", query_RxBxD, source.keys)
+        probs = probabilities(logits_RxBxS, source, paddings_QxS=paddings_QxS, segment_ids_Q=segment_ids_Q)
+        return context_and_probabilities(probs, source, self.dropout_rate, rng)
+
+
+def scale_queries(queries: jax.Array, per_dim_scale_D: jax.Array) -> jax.Array:
+    """queries[..., D] times softplus(per_dim_scale) * 1.442695041 / sqrt(D)."""
+    scale = jax.nn.softplus(per_dim_scale_D) * (_UNIT * per_dim_scale_D.shape[0] ** -0.5)
+    return queries * scale.reshape((1,) * (queries.ndim - 1) + (-1,)).astype(queries.dtype)
