@@ -1,0 +1,213 @@
+"""Language models on packed rows, with GShard's losses and metrics (Lingvo: core/gshard_builder.py)."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from raylingvo.models.layers.losses import (
+    ClassScores,
+    LabelSmoothing,
+    check_label_smoothing,
+    cross_entropy,
+    weighted_mean,
+    z_loss,
+)
+from raylingvo.models.layers.softmax import Softmax
+from raylingvo.models.lm.language_model import NextTokenModel
+from raylingvo.models.task import Batch, Task, WeightedMetrics
+
+# B rows, T tokens, D features.
+
+
+class PackedModule(Protocol):
+    """What the tasks need of a network."""
+
+    softmax: Softmax
+
+    def with_aux_loss(self, batch: Batch, *, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Features [B, T, D] of ids, segment_ids and segment_pos, and the auxiliary loss f32[] of its experts."""
+        ...
+
+
+class _Targets(NamedTuple):
+    """What is to be predicted. inputs: the batch that the network sees. weights: f32[B, T]."""
+
+    inputs: Batch
+    labels: jax.Array
+    weights: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _PackedTask(Task, abc.ABC):
+    """What language models of both directions share.
+
+    label_smoothing: eps, GShard's form: 1 - eps + eps / V for the label. z_loss: coefficient of the squared logarithm
+    of the softmax's sum. aux_loss: coefficient of the experts' auxiliary loss. loss_denominator: "tokens" that count,
+    or all "slots" B * T, padding too, as GShard trains with.
+    """
+
+    model: NextTokenModel
+    label_smoothing: float = 0.0
+    z_loss: float = 1e-4
+    aux_loss: float = 0.0
+    loss_denominator: Literal["tokens", "slots"] = "tokens"
+
+    def __post_init__(self) -> None:
+        check_label_smoothing(self.label_smoothing)
+        for name in ("z_loss", "aux_loss"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be >= 0 (got {getattr(self, name)})")
+
+    def init(self, rngs: nnx.Rngs) -> nnx.Module:
+        return self.model.build(rngs)
+
+    @abc.abstractmethod
+    def _targets(self, batch: Batch, rng: jax.Array) -> _Targets:
+        """What of the batch is to be predicted."""
+
+    def loss(self, model: nnx.Module, batch: Batch, rng: jax.Array) -> tuple[jax.Array, WeightedMetrics]:
+        """Cross-entropy of smoothed labels, plus z-loss, over `loss_denominator`; plus the auxiliary loss. f32[]."""
+        module_rng, targets_rng = jax.random.split(rng)
+        metrics = self._metrics(model, self._targets(batch, targets_rng), batch, module_rng)
+        return metrics["loss"][0], metrics
+
+    def eval_metrics(self, model: nnx.Module, batch: Batch) -> WeightedMetrics:
+        return self._metrics(model, self._targets(batch, jax.random.key(0)), batch, None)
+
+    def decode(self, model: nnx.Module, batch: Batch) -> dict[str, jax.Array]:
+        """log_prob f32[B], the sum over what a row is to predict; num_tokens f32[B]; num_correct f32[B]."""
+        targets = self._targets(batch, jax.random.key(0))
+        scores, _ = self._scores(model, targets, None)
+        correct_BxT = (scores.best == targets.labels) * targets.weights
+        xent_BxT = jnp.where(targets.weights > 0, cross_entropy(scores, self.model.vocab_size), 0.0)
+        return {
+            "log_prob": -xent_BxT.sum(axis=1),
+            "num_tokens": targets.weights.sum(axis=1),
+            "num_correct": correct_BxT.sum(axis=1),
+        }
+
+    def postprocess(
+        self, decoded: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]
+    ) -> tuple[list[tuple[str, dict[str, Any]]], WeightedMetrics]:
+        """An output per row: log_prob, num_tokens, num_correct; metrics mean_xent and acc1 over their tokens."""
+        real = np.flatnonzero(np.asarray(batch["weight"]) > 0)
+        values = {name: np.asarray(x, np.float64) for name, x in decoded.items()}
+        outputs = [
+            (
+                str(int(batch["id"][row])) if "id" in batch else str(row),
+                {name: float(x[row]) for name, x in values.items()},
+            )
+            for row in real
+        ]
+        total = {name: float(x[real].sum()) for name, x in values.items()}
+        tokens = total["num_tokens"]
+        return outputs, {
+            "mean_xent": (-total["log_prob"] / (tokens or 1), tokens),
+            "acc1": (total["num_correct"] / (tokens or 1), tokens),
+        }
+
+    def _scores(self, model: nnx.Module, targets: _Targets, rng: jax.Array | None) -> tuple[ClassScores, jax.Array]:
+        module = cast(PackedModule, model)
+        features_BxTxD, aux_loss = module.with_aux_loss(targets.inputs, rng=rng)
+        return module.softmax.scores(features_BxTxD, targets.labels), aux_loss
+
+    def _metrics(self, model: nnx.Module, targets: _Targets, batch: Batch, rng: jax.Array | None) -> WeightedMetrics:
+        scores, aux_loss = self._scores(model, targets, rng)
+        weights_BxT, V = targets.weights, self.model.vocab_size
+        smoothing: LabelSmoothing = "all"
+        soft_BxT = cross_entropy(scores, V, label_smoothing=self.label_smoothing, smoothing=smoothing)
+        soft_xent, tokens = weighted_mean(soft_BxT, weights_BxT)
+        mean_xent, _ = weighted_mean(cross_entropy(scores, V), weights_BxT)
+        z_increment, _ = weighted_mean(z_loss(scores, self.z_loss), weights_BxT)
+        correct_BxT = scores.best == targets.labels
+        row_weight_B = (weights_BxT.sum(axis=1) > 0).astype(jnp.float32)
+        whole_B = (correct_BxT | (weights_BxT == 0)).all(axis=1)
+        slots = jnp.float32(weights_BxT.size)
+        denominator = slots if self.loss_denominator == "slots" else tokens
+        share = tokens / jnp.maximum(denominator, 1)
+        one = jnp.float32(1)
+        return {
+            "loss": ((soft_xent + z_increment) * share + self.aux_loss * aux_loss, denominator),
+            "mean_xent": (mean_xent, tokens),
+            "log_pplx": (mean_xent, tokens),
+            "soft_labels_xent": (soft_xent, tokens),
+            "acc1": weighted_mean(correct_BxT, weights_BxT),
+            "whole_tgt_accuracy": weighted_mean(whole_B, row_weight_B),
+            "avg_z_loss_increment": (z_increment, tokens),
+            "aux_loss": (aux_loss, one),
+            "weight": (tokens, one),
+            "batch_utilized_ratio": ((batch["segment_ids"] != 0).sum() / slots, one),
+            "num_packed_examples": (_num_segments(batch), one),
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackedLanguageModel(_PackedTask):
+    """The probability of each token after those before it in its example (Lingvo: UniTransformer).
+
+    Batches: ids, labels, segment_ids, segment_pos i32[B, T]; weight f32[B]. What counts has a segment_id and a label
+    above 0.
+    """
+
+    def _targets(self, batch: Batch, rng: jax.Array) -> _Targets:
+        counts_BxT = (batch["segment_ids"] != 0) & (batch["labels"] > 0)
+        return _Targets(batch, batch["labels"], counts_BxT * batch["weight"][:, None])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedLanguageModel(_PackedTask):
+    """Tokens that are masked, from all others of their example (Lingvo: BertTransformer).
+
+    Batches: ids, segment_ids, segment_pos i32[B, T]; weight f32[B]. Of the tokens, special ones (ids below
+    `first_maskable_id`) excepted, the share `masked` becomes `mask_id`, `replaced` a random token, and `kept` stays but
+    is to be predicted as well; drawn anew at each training step, and always alike in evaluation. Metrics besides those
+    of packed models: num_total_tokens, num_masked_tokens.
+    """
+
+    mask_id: int = 103
+    first_maskable_id: int = 104
+    masked: float = 0.12
+    replaced: float = 0.015
+    kept: float = 0.015
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shares = (self.masked, self.replaced, self.kept)
+        if min(shares) < 0 or not 0 < sum(shares) <= 1:
+            raise ValueError(f"masked, replaced and kept must be >= 0, and together in (0, 1] (got {shares})")
+        for name in ("mask_id", "first_maskable_id"):
+            if not 0 <= getattr(self, name) < self.model.vocab_size:
+                raise ValueError(f"{name} must be in [0, {self.model.vocab_size}) (got {getattr(self, name)})")
+
+    def _targets(self, batch: Batch, rng: jax.Array) -> _Targets:
+        ids_BxT = batch["ids"]
+        draw_rng, token_rng = jax.random.split(rng)
+        draw_BxT = jax.random.uniform(draw_rng, ids_BxT.shape)
+        random_BxT = jax.random.randint(token_rng, ids_BxT.shape, self.first_maskable_id, self.model.vocab_size)
+        hidden_BxT = jnp.where(draw_BxT < self.masked, self.mask_id, ids_BxT)
+        is_replaced_BxT = (draw_BxT >= self.masked) & (draw_BxT < self.masked + self.replaced)
+        hidden_BxT = jnp.where(is_replaced_BxT, random_BxT, hidden_BxT)
+        maskable_BxT = (batch["segment_ids"] != 0) & (ids_BxT >= self.first_maskable_id)
+        chosen_BxT = maskable_BxT & (draw_BxT < self.masked + self.replaced + self.kept)
+        inputs = {**batch, "ids": jnp.where(chosen_BxT, hidden_BxT, ids_BxT)}
+        return _Targets(inputs, ids_BxT, chosen_BxT * batch["weight"][:, None])
+
+    def _metrics(self, model: nnx.Module, targets: _Targets, batch: Batch, rng: jax.Array | None) -> WeightedMetrics:
+        one = jnp.float32(1)
+        total = ((batch["segment_ids"] != 0) * (batch["weight"] > 0)[:, None]).sum(dtype=jnp.float32)
+        return super()._metrics(model, targets, batch, rng) | {
+            "num_total_tokens": (total, one),
+            "num_masked_tokens": ((targets.weights > 0).sum(dtype=jnp.float32), one),
+        }
+
+
+def _num_segments(batch: Batch) -> jax.Array:
+    return jnp.where(batch["weight"] > 0, batch["segment_ids"].max(axis=1), 0).sum(dtype=jnp.float32)
