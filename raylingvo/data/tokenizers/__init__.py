@@ -4,6 +4,7 @@ from raylingvo.data.tokenizers.ascii import AsciiTokenizer
 from raylingvo.data.tokenizers.base import Tokenizer
 from raylingvo.data.tokenizers.bpe import BpeTokenizer
 from raylingvo.data.tokenizers.characters import CharacterTokenizer
+from raylingvo.data.tokenizers.integers import IntegerTokenizer
 from raylingvo.data.tokenizers.ops import (
     ascii_to_token_id,
     bpe_ids_to_words,
@@ -25,6 +26,7 @@ __all__ = [
     "AsciiTokenizer",
     "BpeTokenizer",
     "CharacterTokenizer",
+    "IntegerTokenizer",
     "SentencePieceTokenizer",
     "T2tSubwordTokenizer",
     "Tokenizer",

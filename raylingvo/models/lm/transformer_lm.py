@@ -1,0 +1,137 @@
+"""A Transformer that predicts tokens; the softmax shares the embedding's table (Lingvo: core/gshard_builder.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from raylingvo.models.layers.attention import KeyValues
+from raylingvo.models.layers.dropout import dropout, split
+from raylingvo.models.layers.embedding import Embedding
+from raylingvo.models.layers.initializers import gaussian
+from raylingvo.models.layers.positions import LearnedPositions
+from raylingvo.models.layers.softmax import Softmax
+from raylingvo.models.layers.transformer import Transformer, TransformerConfig
+from raylingvo.models.lm.language_model import NextTokenModel
+from raylingvo.models.task import Batch
+
+# B rows, T tokens, D features, L new places of S in a cache.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerLm(NextTokenModel):
+    """Embedding, `stack`, softmax. Causal or not as the stack is.
+
+    learned_positions: so many positions have a trained vector, which is added to the embedding; 0: none, positions are
+    then known by the stack's attention (rotary, relative bias). embedding_stddev: of its initial normal distribution,
+    and of the positions'. dropout: of what enters the stack. compute_dtype: of activations; weights are float32.
+    classes_per_chunk, tokens_per_chunk: see `Softmax`.
+
+    Features are multiplied by D^-0.5 before the softmax: with an embedding of deviation 1, logits start at that of 1.
+    """
+
+    stack: TransformerConfig
+    learned_positions: int = 0
+    embedding_stddev: float = 1.0
+    dropout: float = 0.0
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    classes_per_chunk: int = 0
+    tokens_per_chunk: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.learned_positions < 0:
+            raise ValueError(f"learned_positions must be >= 0 (got {self.learned_positions})")
+        if not self.embedding_stddev > 0:
+            raise ValueError(f"embedding_stddev must be > 0 (got {self.embedding_stddev})")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1) (got {self.dropout})")
+
+    def build(self, rngs: nnx.Rngs) -> TransformerLmModule:
+        return TransformerLmModule(self, rngs)
+
+
+class TransformerLmModule(nnx.Module):
+    """The network: `embedding.table` f32[V, D], which is the softmax's kernel too; `positions`; `stack`."""
+
+    def __init__(self, config: TransformerLm, rngs: nnx.Rngs) -> None:
+        features, dtype = config.stack.attention.model_dim, jnp.dtype(config.compute_dtype)
+        init = gaussian(config.embedding_stddev)
+        self.embedding = Embedding(config.vocab_size, features, table_init=init, dtype=dtype, rngs=rngs)
+        longest = config.learned_positions
+        self.positions = LearnedPositions(longest, features, initializer=init, rngs=rngs) if longest else None
+        self.stack = Transformer(config.stack, rngs=rngs, dtype=dtype)
+        self.softmax = Softmax(
+            features,
+            config.vocab_size,
+            bias=False,
+            table=self.embedding.table,
+            classes_per_chunk=config.classes_per_chunk,
+            tokens_per_chunk=config.tokens_per_chunk,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self._longest, self._dropout = longest, config.dropout
+        self._scale = features**-0.5
+
+    def __call__(self, batch: Batch, *, rng: jax.Array | None = None) -> jax.Array:
+        """Features [B, T, D]. A key `rng` means training. See `with_aux_loss`."""
+        return self.with_aux_loss(batch, rng=rng)[0]
+
+    def with_aux_loss(self, batch: Batch, *, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Features [B, T, D], and the auxiliary loss f32[] of mixtures of experts.
+
+        batch: ids i32[B, T]; of packed rows also segment_ids and segment_pos i32[B, T]; of others paddings f32[B, T],
+        which a causal stack does not look at: what is padded comes last, and reaches nothing that counts. Raises
+        ValueError for rows longer than the learned positions.
+        """
+        embedding_rng, stack_rng = split(rng, 2)
+        ids_BxT = batch["ids"]
+        positions = batch.get("segment_pos", jnp.arange(ids_BxT.shape[1])[None])
+        x_BxTxD = dropout(self._embed(ids_BxT, positions, ids_BxT.shape[1]), self._dropout, embedding_rng)
+        segment_ids = batch.get("segment_ids")
+        padded = segment_ids is None and not self.stack.config.causal
+        found = self.stack(
+            x_BxTxD, paddings=batch["paddings"] if padded else None, segment_ids=segment_ids, rng=stack_rng
+        )
+        return found.output * self._scale, found.aux_loss
+
+    def init_cache(self, batch_size: int, max_length: int) -> tuple[KeyValues, ...]:
+        """An empty cache for rows of up to `max_length` tokens.
+
+        Raises ValueError if that is more than the learned positions.
+        """
+        self._check_length(max_length)
+        return self.stack.init_cache(batch_size, max_length)
+
+    def extend_step(
+        self,
+        ids_BxL: jax.Array,
+        cache: tuple[KeyValues, ...],
+        index: jax.Array,
+        *,
+        mask: jax.Array,
+        positions: jax.Array,
+        key_positions: jax.Array,
+    ) -> tuple[jax.Array, Any]:
+        """As `generation.CachedModule.extend_step`."""
+        x_BxLxD = self._embed(ids_BxL, positions, 0)
+        found, cache = self.stack.extend_step(
+            x_BxLxD, cache, index, mask=mask, positions=positions, key_positions=key_positions
+        )
+        return found.output * self._scale, cache
+
+    def _embed(self, ids_BxT: jax.Array, positions: jax.Array, length: int) -> jax.Array:
+        self._check_length(length)
+        x_BxTxD = self.embedding(ids_BxT)
+        if self.positions is not None:
+            x_BxTxD = x_BxTxD + jnp.broadcast_to(self.positions(positions).astype(x_BxTxD.dtype), x_BxTxD.shape)
+        return x_BxTxD
+
+    def _check_length(self, length: int) -> None:
+        if self.positions is not None and length > self._longest:
+            raise ValueError(f"rows must have at most the {self._longest} learned_positions (got {length})")
