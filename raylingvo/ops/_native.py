@@ -16,15 +16,36 @@ from jax.core import Tracer
 
 Implementation = Literal["auto", "xla", "cpp"]
 
+# That of api_version.cc: another number when the arguments of a handler change.
+_INTERFACE = 2
+_HANDLERS = (
+    "RaylingvoAveragePrecision3D",
+    "RaylingvoBeamSearchStep",
+    "RaylingvoConv2d",
+    "RaylingvoConv2dInputGrad",
+    "RaylingvoConv2dKernelGrad",
+    "RaylingvoConv2dReluPool",
+    "RaylingvoConv2dReluPoolInputGrad",
+    "RaylingvoConv2dReluPoolKernelGrad",
+    "RaylingvoNonMaxSuppression3D",
+    "RaylingvoPairwiseIou3D",
+    "RaylingvoPointsToGrid",
+    "RaylingvoSamplePoints",
+    "RaylingvoTopKHyps",
+)
+
 _LOG = logging.getLogger("raylingvo")
 
 
-def dispatch(implementation: Implementation, *, xla: Callable[..., Any], cpp: Callable[..., Any], args: tuple) -> Any:
-    """xla(*args) or cpp(*args), which compute the same.
+def dispatch(
+    implementation: Implementation, *, xla: Callable[..., Any], cpp: Callable[..., Any], args: tuple, **static: Any
+) -> Any:
+    """xla(*args, **static) or cpp(*args, **static), which compute the same.
 
     implementation: "xla": pure JAX, on any device; "cpp": the C++ op, on CPUs; "auto": the C++ op if it is there and
     the device is a CPU. Raises ValueError for another, RuntimeError for "cpp" where it is not available.
     """
+    xla, cpp = functools.partial(xla, **static), functools.partial(cpp, **static)
     if implementation == "xla":
         return xla(*args)
     if implementation == "cpp":
@@ -45,7 +66,7 @@ def dispatch(implementation: Implementation, *, xla: Callable[..., Any], cpp: Ca
 def call(
     target: str, results: Any, *args: Any, input_output_aliases: dict[int, int] | None = None, **attributes: Any
 ) -> Any:
-    """One call of the handler `target`.
+    """One call of the handler `target`, one of those above.
 
     results: a tree of jax.ShapeDtypeStruct. input_output_aliases: the argument (its index) in whose memory a result
     (its index) is; XLA copies it before unless nothing else reads it. attributes: numpy scalars and arrays. Under vmap
@@ -63,9 +84,14 @@ def why_unavailable() -> str:
     if not path.is_file():
         return f"the C++ ops are not installed ({path} is missing): install raylingvo where a C++17 compiler is"
     try:
-        built = _library().RaylingvoFfiVersion()
-    except (OSError, AttributeError) as error:  # no library, or another's
+        library = _library()
+    except OSError as error:
         return f"the C++ ops cannot be loaded: {error}"
+    lacking = [name for name in ("RaylingvoFfiVersion", "RaylingvoInterface", *_HANDLERS) if not hasattr(library, name)]
+    if lacking or library.RaylingvoInterface() != _INTERFACE:
+        what = f"it lacks {lacking[0]}" if lacking else f"interface {library.RaylingvoInterface()}, not {_INTERFACE}"
+        return f"the C++ ops are not those of this raylingvo ({path}: {what}): rebuild them, by `pip install -e .`"
+    built = library.RaylingvoFfiVersion()
     header = Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h"
     found = dict(re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", header.read_text()))
     running = int(found["MAJOR"]) * 1000 + int(found["MINOR"])
@@ -94,6 +120,7 @@ def _library() -> ctypes.CDLL:
 
 @functools.cache
 def _register(target: str) -> None:
+    assert target in _HANDLERS
     handler = getattr(_library(), target)
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(handler), platform="cpu")
 

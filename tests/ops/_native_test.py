@@ -2,6 +2,7 @@
 
 import ctypes.util
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,6 +81,43 @@ def test_a_library_that_is_another(monkeypatch):
     assert "RaylingvoFfiVersion" in _native.why_unavailable()
 
 
+def library_of(**changes):
+    """A library that is what is asked for, but for the changes: functions, None for those that it has not."""
+    functions = dict.fromkeys(_native._HANDLERS, print)
+    functions |= {"RaylingvoFfiVersion": lambda: 1, "RaylingvoInterface": lambda: _native._INTERFACE, **changes}
+    return SimpleNamespace(**{name: function for name, function in functions.items() if function})
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"RaylingvoSamplePoints": None}, "it lacks RaylingvoSamplePoints"),
+        ({"RaylingvoInterface": None}, "it lacks RaylingvoInterface"),
+        ({"RaylingvoInterface": lambda: 0}, rf"interface 0, not {_native._INTERFACE}"),
+    ],
+)
+def test_a_library_of_another_version_is_not_used_and_it_is_said_once(monkeypatch, caplog, changes, what):
+    monkeypatch.setattr(_native, "_library", lambda: library_of(**changes))
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    _native.why_unavailable.cache_clear()
+    with caplog.at_level(logging.WARNING, "raylingvo"):
+        assert [who("auto"), who("auto")] == [1, 1]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert what in message and "pip install -e ." in message and "pure JAX" in message
+    with pytest.raises(RuntimeError, match=r"implementation='cpp': .*not those of this raylingvo"):
+        who("cpp")
+    monkeypatch.undo()
+
+
+@needs_cpp
+def test_all_handlers_are_registered_by_name():
+    library = Path(_native.library_path()).read_bytes()
+    in_library = set(re.findall(rb"\0(Raylingvo\w+)(?=\0)", library))
+    assert in_library >= {name.encode() for name in _native._HANDLERS}
+    others = {name.decode() for name in in_library} - {*_native._HANDLERS, "RaylingvoFfiVersion", "RaylingvoInterface"}
+    assert not others
+
+
 @needs_cpp
 def test_vmap_is_one_call_after_the_other():
     boxes = jnp.array([[[0.0, 0, 0, 2, 2, 2, 0]], [[1.0, 0, 0, 2, 2, 2, 0]]])
@@ -89,7 +127,7 @@ def test_vmap_is_one_call_after_the_other():
 
 @needs_cpp
 def test_a_library_for_a_newer_jaxlib_is_not_used(monkeypatch):
-    monkeypatch.setattr(_native, "_library", lambda: SimpleNamespace(RaylingvoFfiVersion=lambda: 999))
+    monkeypatch.setattr(_native, "_library", lambda: library_of(RaylingvoFfiVersion=lambda: 999))
     _native.why_unavailable.cache_clear()
     assert "built for XLA FFI 0.999, this jaxlib has 0." in _native.why_unavailable()
     monkeypatch.undo()

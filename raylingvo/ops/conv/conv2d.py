@@ -67,12 +67,7 @@ def conv2d(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _conv2d(x: jax.Array, kernel: jax.Array, window: Window, implementation: Implementation) -> jax.Array:
-    return dispatch(
-        implementation,
-        xla=functools.partial(_conv2d_xla.forward, window=window),
-        cpp=functools.partial(_conv2d_cpp.forward, window=window),
-        args=(x, kernel),
-    )
+    return dispatch(implementation, xla=_conv2d_xla.forward, cpp=_conv2d_cpp.forward, args=(x, kernel), window=window)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, window: Window, implementation: Implementation) -> Any:
@@ -85,15 +80,19 @@ def _backward(window: Window, implementation: Implementation, residuals: Any, gr
     few_channels = implementation == "auto" and x.shape[3] <= _FEW_CHANNELS
     x_grad = dispatch(
         "xla" if few_channels else implementation,
-        xla=functools.partial(_conv2d_xla.input_grad, shape=x.shape, window=window),
-        cpp=functools.partial(_conv2d_cpp.input_grad, shape=x.shape, window=window),
+        xla=_conv2d_xla.input_grad,
+        cpp=_conv2d_cpp.input_grad,
         args=(grad, kernel),
+        shape=x.shape,
+        window=window,
     )
     kernel_grad = dispatch(
         implementation,
-        xla=functools.partial(_conv2d_xla.kernel_grad, shape=kernel.shape, window=window),
-        cpp=functools.partial(_conv2d_cpp.kernel_grad, shape=kernel.shape, window=window),
+        xla=_conv2d_xla.kernel_grad,
+        cpp=_conv2d_cpp.kernel_grad,
         args=(x, grad),
+        shape=kernel.shape,
+        window=window,
     )
     return x_grad, kernel_grad
 

@@ -62,9 +62,10 @@ def _conv2d_relu_pool(x: jax.Array, kernel: jax.Array, window: Window, implement
 def _forward(x: jax.Array, kernel: jax.Array, window: Window, implementation: Implementation) -> Any:
     y, which = dispatch(
         implementation,
-        xla=functools.partial(_conv2d_relu_pool_xla.forward, window=window),
-        cpp=functools.partial(_conv2d_relu_pool_cpp.forward, window=window),
+        xla=_conv2d_relu_pool_xla.forward,
+        cpp=_conv2d_relu_pool_cpp.forward,
         args=(x, kernel),
+        window=window,
     )
     return y, (x, kernel, which)
 
@@ -75,15 +76,19 @@ def _backward(window: Window, implementation: Implementation, residuals: Any, gr
     # Two ops: a gradient that nobody reads, as that of the images, is not computed.
     x_grad = dispatch(
         implementation,
-        xla=functools.partial(_conv2d_relu_pool_xla.input_grad, shape=x.shape, window=window),
-        cpp=functools.partial(_conv2d_relu_pool_cpp.input_grad, shape=x.shape, window=window),
+        xla=_conv2d_relu_pool_xla.input_grad,
+        cpp=_conv2d_relu_pool_cpp.input_grad,
         args=(grad, kernel, which),
+        shape=x.shape,
+        window=window,
     )
     kernel_grad = dispatch(
         implementation,
-        xla=functools.partial(_conv2d_relu_pool_xla.kernel_grad, shape=kernel.shape, window=window),
-        cpp=functools.partial(_conv2d_relu_pool_cpp.kernel_grad, shape=kernel.shape, window=window),
+        xla=_conv2d_relu_pool_xla.kernel_grad,
+        cpp=_conv2d_relu_pool_cpp.kernel_grad,
         args=(x, grad, which),
+        shape=kernel.shape,
+        window=window,
     )
     return x_grad, kernel_grad
 

@@ -95,14 +95,14 @@ template <typename T>
 class Step {
  public:
   Step(const Shape& shape, const Attributes& attributes, const T* log_probs, const float* atten_probs,
-       const bool* is_last_chunk, int64_t step, const State& state)
+       const bool* is_last_chunk, const int32_t* last_steps, int64_t step, const State& state)
       : shape_(shape),
         a_(attributes),
         log_probs_(log_probs),
         atten_probs_(atten_probs),
         is_last_chunk_(is_last_chunk),
+        last_steps_(last_steps),
         step_(step),
-        is_last_step_(attributes.force_eos_in_last_step && step == shape.T - 1),
         state_(state) {}
 
   // Whether every beam had something to continue with.
@@ -138,6 +138,9 @@ class Step {
     if (IsSkipped(slot % shape_.b) || (step_ == 0 && slot >= shape_.b)) return false;
     return a_.is_lingvo || !(state_.cumulative_scores[slot] <= kEmptyScore);
   }
+
+  // Whether this is the step of force_eos_in_last_step.
+  bool IsLastStep(int64_t slot) const { return a_.force_eos_in_last_step && last_steps_[slot % shape_.b] == step_; }
 
   const T* Row(int64_t slot) const { return log_probs_ + slot * shape_.V; }
   float Local(int64_t slot, int64_t token) const { return ToFloat(Row(slot)[token]); }
@@ -203,11 +206,12 @@ class Step {
   // Puts EOS and EOC among the entries where attributes say so; whether the slot must end with EOS.
   bool Force(int64_t slot, std::vector<Entry>* entries) const {
     bool is_forced = false;
-    if (is_last_step_ || a_.force_eos_in_top_k) {
+    const bool is_last_step = IsLastStep(slot);
+    if (is_last_step || a_.force_eos_in_top_k) {
       const int32_t eos = static_cast<int32_t>(a_.eos_id);
       const float g = Score(slot, eos);
       const bool is_admitted = g > kNothing;
-      is_forced = is_last_step_ && is_admitted && (!a_.is_lingvo || GetsIn(slot, g));
+      is_forced = is_last_step && is_admitted && (!a_.is_lingvo || GetsIn(slot, g));
       const bool goes_in = a_.force_eos_in_top_k ? is_admitted : is_forced;
       if (goes_in && !Contains(*entries, eos)) (*entries)[shape_.C - 1] = {g, eos};
     }
@@ -238,6 +242,7 @@ class Step {
     const bool is_forced = Force(slot, &entries);
     const float threshold = entries[0].g - a_.valid_eos_max_logit_delta;
     const auto is_good = [&](float g, float local) { return g > threshold && local > a_.local_eos_threshold; };
+    const bool is_last_step = IsLastStep(slot);
     const bool may_end_with_eoc = a_.eoc_id >= 0 && is_last_chunk_[slot];
 
     End end;
@@ -250,7 +255,7 @@ class Step {
       if (entry.token == kNoToken) continue;
       const float local = Local(slot, entry.token);
       if (entry.token == a_.eos_id) {
-        if (is_last_step_ || is_good(entry.g, local)) end = {true, entry.token, local, entry.g};
+        if (is_last_step || is_good(entry.g, local)) end = {true, entry.token, local, entry.g};
       } else if (may_end_with_eoc && entry.token == a_.eoc_id) {
         // Of two that end the same hyp the later entry, which scores lower, stays.
         if (is_good(entry.g, local) && (a_.allow_empty_terminated_hyp || HasLabels(slot))) {
@@ -336,8 +341,8 @@ class Step {
   const T* const log_probs_;
   const float* const atten_probs_;
   const bool* const is_last_chunk_;
+  const int32_t* const last_steps_;
   const int64_t step_;
-  const bool is_last_step_;  // the one of force_eos_in_last_step
   const State state_;
   std::atomic<bool> has_no_entries_{false};
   int64_t num_chunks_ = 0;            // 0: rows are looked at when their beam is finished
@@ -350,7 +355,7 @@ using Result = ffi::Result<ffi::Buffer<dtype, rank>>;
 
 ffi::Error BeamSearchStep(ffi::ThreadPool pool, ffi::AnyBuffer log_probs, ffi::Buffer<ffi::F32, 2> atten_probs,
                           ffi::Buffer<ffi::S32, 0> cur_step, ffi::Buffer<ffi::PRED, 1> is_last_chunk,
-                          ffi::RemainingArgs, Attributes attributes, Result<ffi::F32, 1> best_scores,
+                          ffi::Buffer<ffi::S32, 1> last_steps, ffi::RemainingArgs, Attributes attributes, Result<ffi::F32, 1> best_scores,
                           Result<ffi::F32, 1> cumulative_scores, Result<ffi::F32, 2> scores, Result<ffi::S32, 2> hyps,
                           Result<ffi::S32, 2> prev_hyps, Result<ffi::PRED, 2> done_hyps, Result<ffi::S32, 2> eos_ids,
                           Result<ffi::F32, 2> eos_scores, Result<ffi::F32, 2> eos_global_scores,
@@ -376,7 +381,8 @@ ffi::Error BeamSearchStep(ffi::ThreadPool pool, ffi::AnyBuffer log_probs, ffi::B
                     all_atten_probs->typed_data(), eos_atten_probs->typed_data(),   beam_done->typed_data(),
                     all_done->typed_data()};
   const auto run = [&](const auto* scores_of_step) {
-    return Step(shape, attributes, scores_of_step, atten_probs.typed_data(), is_last_chunk.typed_data(), step, state)
+    return Step(shape, attributes, scores_of_step, atten_probs.typed_data(), is_last_chunk.typed_data(),
+                last_steps.typed_data(), step, state)
         .Run(pool);
   };
   const bool is_fine = log_probs.element_type() == ffi::F32 ? run(log_probs.typed_data<float>())
@@ -408,6 +414,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(RaylingvoBeamSearchStep, raylingvo::BeamSearchStep
                                   .Arg<ffi::BufferR2<ffi::F32>>()     // atten_probs
                                   .Arg<ffi::BufferR0<ffi::S32>>()     // cur_step
                                   .Arg<ffi::BufferR1<ffi::PRED>>()    // is_last_chunk
+                                  .Arg<ffi::BufferR1<ffi::S32>>()     // last_steps
                                   .RemainingArgs()                    // the state, as the results below
                                   .Attrs<raylingvo::Attributes>()
                                   .Ret<ffi::BufferR1<ffi::F32>>()     // best_scores

@@ -176,6 +176,17 @@ ffi::Error KernelGrad(ffi::ThreadPool pool, Floats x, Floats grad, FloatsOut ker
   return ffi::Error::Success();
 }
 
+// What all three are called with.
+auto Binding() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Floats>()
+      .Arg<Floats>()
+      .Ret<Floats>()
+      .Attr<ffi::Span<const int64_t>>("window")
+      .Attr<int64_t>("max_width");
+}
+
 }  // namespace
 }  // namespace raylingvo
 
@@ -183,27 +194,6 @@ extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* RaylingvoConv2d
 extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* RaylingvoConv2dInputGrad(XLA_FFI_CallFrame*);
 extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* RaylingvoConv2dKernelGrad(XLA_FFI_CallFrame*);
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(RaylingvoConv2d, raylingvo::Forward,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<raylingvo::Floats>()
-                                  .Arg<raylingvo::Floats>()
-                                  .Ret<raylingvo::Floats>()
-                                  .Attr<xla::ffi::Span<const int64_t>>("window")
-                                  .Attr<int64_t>("max_width"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(RaylingvoConv2dInputGrad, raylingvo::InputGrad,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<raylingvo::Floats>()
-                                  .Arg<raylingvo::Floats>()
-                                  .Ret<raylingvo::Floats>()
-                                  .Attr<xla::ffi::Span<const int64_t>>("window")
-                                  .Attr<int64_t>("max_width"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(RaylingvoConv2dKernelGrad, raylingvo::KernelGrad,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<raylingvo::Floats>()
-                                  .Arg<raylingvo::Floats>()
-                                  .Ret<raylingvo::Floats>()
-                                  .Attr<xla::ffi::Span<const int64_t>>("window")
-                                  .Attr<int64_t>("max_width"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(RaylingvoConv2d, raylingvo::Forward, raylingvo::Binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(RaylingvoConv2dInputGrad, raylingvo::InputGrad, raylingvo::Binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(RaylingvoConv2dKernelGrad, raylingvo::KernelGrad, raylingvo::Binding());

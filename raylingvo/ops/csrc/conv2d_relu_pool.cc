@@ -239,6 +239,18 @@ ffi::Error PooledInputGrad(ffi::ThreadPool pool, Floats grad, Floats kernel, Bit
   return ffi::Error::Success();
 }
 
+// What both gradients are called with.
+auto GradBinding() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Floats>()
+      .Arg<Floats>()
+      .Arg<Bits>()
+      .Ret<Floats>()
+      .Attr<ffi::Span<const int64_t>>("padding")
+      .Attr<int64_t>("max_width");
+}
+
 }  // namespace
 }  // namespace raylingvo
 
@@ -255,21 +267,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(RaylingvoConv2dReluPool, raylingvo::PooledForward,
                                   .Ret<raylingvo::Bits>()
                                   .Attr<xla::ffi::Span<const int64_t>>("padding")
                                   .Attr<int64_t>("max_width"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(RaylingvoConv2dReluPoolInputGrad, raylingvo::PooledInputGrad,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<raylingvo::Floats>()
-                                  .Arg<raylingvo::Floats>()
-                                  .Arg<raylingvo::Bits>()
-                                  .Ret<raylingvo::Floats>()
-                                  .Attr<xla::ffi::Span<const int64_t>>("padding")
-                                  .Attr<int64_t>("max_width"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(RaylingvoConv2dReluPoolKernelGrad, raylingvo::PooledKernelGrad,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<raylingvo::Floats>()
-                                  .Arg<raylingvo::Floats>()
-                                  .Arg<raylingvo::Bits>()
-                                  .Ret<raylingvo::Floats>()
-                                  .Attr<xla::ffi::Span<const int64_t>>("padding")
-                                  .Attr<int64_t>("max_width"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(RaylingvoConv2dReluPoolInputGrad, raylingvo::PooledInputGrad, raylingvo::GradBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(RaylingvoConv2dReluPoolKernelGrad, raylingvo::PooledKernelGrad, raylingvo::GradBinding());

@@ -82,19 +82,21 @@ int64_t UpdateAndFindFarthest(const Cloud& cloud, float x, float y, float* dista
 
 int64_t FindFarthest(const float* distance, int64_t n) { return std::max_element(distance, distance + n) - distance; }
 
-// The same, but only for points in the 27 cubes of side max_distance around the center.
-void UpdateNearby(const Cloud& cloud, int64_t center, float side, float* distance) {
-  const float x = cloud.x[center], y = cloud.y[center], z = cloud.z[center];
-  const auto close = [side](float a, float b) { return std::abs(std::floor(a / side) - std::floor(b / side)) <= 1; };
+// The same, but only for points in the 27 cubes around that of the center. cubes: [P, 3], that of each point.
+void UpdateNearby(const Cloud& cloud, const int32_t* cubes, int64_t center, float* distance) {
+  const float x = cloud.x[center], y = cloud.y[center];
+  const auto is_near = [&](int64_t i, int axis) {
+    return std::abs(int64_t{cubes[3 * i + axis]} - cubes[3 * center + axis]) <= 1;
+  };
   for (int64_t i = 0; i < cloud.size(); ++i) {
-    if (!close(cloud.x[i], x) || !close(cloud.y[i], y) || !close(cloud.z[i], z)) continue;
+    if (!is_near(i, 0) || !is_near(i, 1) || !is_near(i, 2)) continue;
     const float dx = cloud.x[i] - x, dy = cloud.y[i] - y;
     distance[i] = std::min(distance[i], dx * dx + dy * dy);
   }
 }
 
-// The centers of one example.
-void SelectCenters(const Cloud& cloud, const float* start, int64_t num_seeded, const Options& options,
+// The centers of one example. cubes: read if options.nearby.
+void SelectCenters(const Cloud& cloud, const float* start, const int32_t* cubes, int64_t num_seeded, const Options& options,
                    int64_t num_centers, int32_t* center, float* padding) {
   const int64_t n = cloud.size();
   std::vector<float> distance(start, start + n);
@@ -110,7 +112,7 @@ void SelectCenters(const Cloud& cloud, const float* start, int64_t num_seeded, c
     if (options.farthest && !options.nearby) {
       next = UpdateAndFindFarthest(cloud, cloud.x[row], cloud.y[row], distance.data());
     } else {
-      if (options.farthest) UpdateNearby(cloud, row, options.max_distance, distance.data());
+      if (options.farthest) UpdateNearby(cloud, cubes, row, distance.data());
       next = FindFarthest(distance.data(), n);
     }
   }
@@ -158,10 +160,10 @@ void FindNeighbors(const Cloud& cloud, const bool* real, int64_t row, int64_t i,
 
 ffi::Error SamplePoints(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> points, ffi::Buffer<ffi::F32> start,
                         ffi::Buffer<ffi::PRED> real, ffi::Buffer<ffi::S32> num_seeded, ffi::Buffer<ffi::U32> seeds,
-                        ffi::Buffer<ffi::F32> max_distance, ffi::ResultBuffer<ffi::S32> center,
-                        ffi::ResultBuffer<ffi::F32> center_padding, ffi::ResultBuffer<ffi::S32> indices,
-                        ffi::ResultBuffer<ffi::F32> indices_padding, bool farthest, bool closest, bool again,
-                        bool nearby) {
+                        ffi::Buffer<ffi::F32> max_distance, ffi::Buffer<ffi::S32> cubes,
+                        ffi::ResultBuffer<ffi::S32> center, ffi::ResultBuffer<ffi::F32> center_padding,
+                        ffi::ResultBuffer<ffi::S32> indices, ffi::ResultBuffer<ffi::F32> indices_padding, bool farthest,
+                        bool closest, bool again, bool nearby) {
   const int64_t batch = points.dimensions()[0], n = points.dimensions()[1];
   const int64_t num_centers = indices->dimensions()[1], num_neighbors = indices->dimensions()[2];
   const Options options{farthest, closest, again, nearby, max_distance.typed_data()[0]};
@@ -169,7 +171,8 @@ ffi::Error SamplePoints(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> points, ffi:
   clouds.reserve(batch);
   for (int64_t b = 0; b < batch; ++b) clouds.emplace_back(points.typed_data() + 3 * n * b, n);
   ParallelFor(pool, batch, [&](int64_t b) {
-    SelectCenters(clouds[b], start.typed_data() + n * b, num_seeded.typed_data()[0], options, num_centers,
+    const int32_t* cubes_of_example = nearby ? cubes.typed_data() + 3 * n * b : nullptr;
+    SelectCenters(clouds[b], start.typed_data() + n * b, cubes_of_example, num_seeded.typed_data()[0], options, num_centers,
                   center->typed_data() + num_centers * b, center_padding->typed_data() + num_centers * b);
   });
   const int64_t num_all = batch * num_centers;
@@ -206,6 +209,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(RaylingvoSamplePoints, raylingvo::SamplePoints,
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::U32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::S32>>()

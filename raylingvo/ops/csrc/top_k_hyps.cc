@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "parallel.h"
@@ -43,8 +44,14 @@ struct Ended {
   int64_t slot;
 };
 
+// What hyps of such a score are ranked by: NaN is below all others but -inf.
+float Rank(float score) {
+  constexpr float kLowest = std::numeric_limits<float>::lowest();
+  return score > kLowest ? score : kLowest;
+}
+
 bool IsBetter(const Ended& a, const Ended& b) {
-  if (a.score != b.score) return a.score > b.score;
+  if (Rank(a.score) != Rank(b.score)) return Rank(a.score) > Rank(b.score);
   if (a.row != b.row) return a.row < b.row;
   return a.slot < b.slot;
 }

@@ -108,14 +108,17 @@ def average_precision3d(
             raise ValueError(f"{name}[{wrong[0]}] must be in [0, {highest}] (got {array[wrong[0]]})")
     if (wrong := np.flatnonzero(np.isnan(args[-1]))).size:
         raise ValueError(f"prediction_score[{wrong[0]}] must be a number (got nan)")
-    static = {
-        "num_recall_points": num_recall_points,
-        "kitti": algorithm == "KITTI",
-        "honour_ignore_all": compat is None,
-    }
-    xla = functools.partial(average_precision3d_xla, **static)
-    cpp = functools.partial(_average_precision3d_cpp, **static)
-    return AveragePrecision(*dispatch(implementation, xla=xla, cpp=cpp, args=args))
+    return AveragePrecision(
+        *dispatch(
+            implementation,
+            xla=average_precision3d_xla,
+            cpp=_average_precision3d_cpp,
+            args=args,
+            num_recall_points=num_recall_points,
+            kitti=algorithm == "KITTI",
+            honour_ignore_all=compat is None,
+        )
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("num_recall_points", "kitti", "honour_ignore_all"))

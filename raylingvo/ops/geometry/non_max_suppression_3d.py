@@ -69,9 +69,15 @@ def non_max_suppression_3d(
         thresholds.append(threshold_C)
     if max_boxes_per_class < 0:
         raise ValueError(f"max_boxes_per_class must be >= 0 (got {max_boxes_per_class})")
-    xla = functools.partial(_suppress_xla, max_boxes=max_boxes_per_class)
-    cpp = functools.partial(_suppress_cpp, max_boxes=max_boxes_per_class)
-    return KeptBoxes(*dispatch(implementation, xla=xla, cpp=cpp, args=(boxes_nx7, scores_nxC, *thresholds)))
+    return KeptBoxes(
+        *dispatch(
+            implementation,
+            xla=_suppress_xla,
+            cpp=_suppress_cpp,
+            args=(boxes_nx7, scores_nxC, *thresholds),
+            max_boxes=max_boxes_per_class,
+        )
+    )
 
 
 @functools.partial(jax.jit, static_argnames="max_boxes")

@@ -76,14 +76,16 @@ def points_to_grid(
     if (places := math.prod(intervals) * num_points_per_cell) >= 2**31:
         raise ValueError(f"num_points_per_cell must be lower: {places} places are more than 2^31 - 1")
 
-    static = {"intervals": intervals, "num_per_cell": num_points_per_cell}
+    lower_3, width_3 = jnp.asarray(lower), jnp.asarray(width)
     cells, count = dispatch(
         implementation,
-        xla=functools.partial(_points_to_grid_xla, **static),
-        cpp=functools.partial(_points_to_grid_cpp, **static),
-        args=(points_nxd, jnp.asarray(_visiting_order(len(points_nxd))), jnp.asarray(lower), jnp.asarray(width)),
+        xla=_points_to_grid_xla,
+        cpp=_points_to_grid_cpp,
+        args=(points_nxd, jnp.asarray(_visiting_order(len(points_nxd))), lower_3, width_3),
+        intervals=intervals,
+        num_per_cell=num_points_per_cell,
     )
-    return PointGrid(cells, _centers(jnp.asarray(lower), jnp.asarray(width), intervals=intervals), count)
+    return PointGrid(cells, _centers(lower_3, width_3, intervals=intervals), count)
 
 
 @functools.lru_cache(maxsize=8)

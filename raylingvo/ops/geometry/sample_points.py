@@ -61,8 +61,9 @@ def sample_points(
 
     Two defects of Lingvo are fixed, and reproduced by compat="lingvo": where all candidates that are left lie on
     centers, it selects one twice; with neighbor_algorithm="hash", "farthest" sees only the 27 cubes of side
-    max_distance around each center, and takes points elsewhere at random before all others. Without compat, the
-    algorithm makes no difference. Lingvo's random numbers are not reproduced.
+    max_distance around each center (of a grid that begins max_distance before the real points, seeded ones included),
+    and takes points elsewhere at random before all others. Without compat, the algorithm makes no difference. Lingvo's
+    random numbers are not reproduced.
 
     Args:
       points: f32[B, P, 3], P >= 1: x, y, z. One with a NaN counts as padded.
@@ -73,7 +74,8 @@ def sample_points(
       num_centers, num_neighbors: M >= 1 and Q >= 1.
       center_z_min, center_z_max, max_distance: in the unit of points; max_distance > 0.
       random_seed: integer or i32[]. The same numbers for every example of the batch, so that the result of one depends
-        on nothing else; -1: others for each and at each call (inside jit: drawn when it is traced).
+        on nothing else; -1: others for each and at each call (inside jit: drawn when it is traced). Traced it may have
+        any value, and each is a seed: -1 too then stands for one that stays the same.
       compat: None or "lingvo", see above.
       implementation: see raylingvo.ops; both give the same, up to rounding where distances are equal to 1e-6.
 
@@ -108,25 +110,27 @@ def sample_points(
     if not isinstance(num_seeded_points, Tracer) and not 0 <= num_seeded_points <= num_points:
         raise ValueError(f"num_seeded_points must be in [0, P] = [0, {num_points}] (got {num_seeded_points})")
 
-    static = {
-        "num_centers": num_centers,
-        "num_neighbors": num_neighbors,
-        "farthest": center_selector == "farthest",
-        "closest": neighbor_sampler == "closest",
-        "again": compat == "lingvo" and center_selector == "farthest",
-        "nearby": compat == "lingvo" and neighbor_algorithm == "hash",
-    }
     num_seeded = jnp.clip(jnp.asarray(num_seeded_points, jnp.int32), 0, num_points)
     seed_B = _seeds(random_seed, len(points_BxPx3))
+    max_distance = jnp.float32(max_distance)
     start_BxP, real_BxP = _candidates(
         points_BxPx3, padding_BxP, num_seeded, seed_B, np.float32(center_z_min), np.float32(center_z_max)
     )
+    is_farthest, is_lingvo = center_selector == "farthest", compat == "lingvo"
+    nearby = is_farthest and is_lingvo and neighbor_algorithm == "hash"
+    cube_BxPx3 = _cubes(points_BxPx3, padding_BxP, max_distance) if nearby else jnp.zeros((0, 0, 3), jnp.int32)
     return SampledPoints(
         *dispatch(
             implementation,
-            xla=functools.partial(_sample_xla, **static),
-            cpp=functools.partial(_sample_cpp, **static),
-            args=(points_BxPx3, start_BxP, real_BxP, num_seeded, seed_B, jnp.float32(max_distance)),
+            xla=_sample_xla,
+            cpp=_sample_cpp,
+            args=(points_BxPx3, start_BxP, real_BxP, num_seeded, seed_B, max_distance, cube_BxPx3),
+            num_centers=num_centers,
+            num_neighbors=num_neighbors,
+            farthest=is_farthest,
+            closest=neighbor_sampler == "closest",
+            again=is_farthest and is_lingvo,
+            nearby=nearby,
         )
     )
 
@@ -168,6 +172,14 @@ def _candidates(
     return jnp.where(candidate_BxP, jax.lax.bitcast_convert_type(start_BxP, jnp.float32), -1), real_BxP
 
 
+@jax.jit
+def _cubes(points_BxPx3: jax.Array, padding_BxP: jax.Array, side: jax.Array) -> jax.Array:
+    """i32[B, P, 3], the cube of Lingvo's grid that each point is in."""
+    is_real_BxPx1 = (padding_BxP == 0)[..., None] & ~jnp.isnan(points_BxPx3).any(axis=2, keepdims=True)
+    origin_Bx1x3 = jnp.where(is_real_BxPx1, points_BxPx3, jnp.inf).min(axis=1, keepdims=True) - side
+    return jnp.floor((points_BxPx3 - origin_Bx1x3) / side).astype(jnp.int32)
+
+
 @functools.partial(jax.jit, static_argnames=("num_centers", "num_neighbors", "farthest", "closest", "again", "nearby"))
 def _sample_xla(
     points_BxPx3: jax.Array,
@@ -176,6 +188,7 @@ def _sample_xla(
     num_seeded: jax.Array,
     seed_B: jax.Array,
     max_distance: jax.Array,
+    cube_BxPx3: jax.Array,
     *,
     num_centers: int,
     num_neighbors: int,
@@ -186,9 +199,8 @@ def _sample_xla(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     num_points = points_BxPx3.shape[1]
 
-    def select(points_Px3: jax.Array, start_P: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def select(points_Px3: jax.Array, start_P: jax.Array, cube_Px3: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         num_all = num_seeded + (start_P >= 0).sum()
-        cube_Px3 = jnp.floor(points_Px3 / max_distance)
 
         def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             distance_P, center_M = carry
@@ -198,7 +210,7 @@ def _sample_xla(
                 offset_Px2 = points_Px3[:, :2] - points_Px3[center, :2][None]
                 squared_P = (offset_Px2**2).sum(axis=1)
                 updated_P = jnp.where(squared_P < distance_P, squared_P, distance_P)
-            if farthest and nearby:
+            if cube_Px3 is not None:
                 seen_P = (jnp.abs(cube_Px3 - cube_Px3[center][None]) <= 1).all(axis=1)
                 updated_P = jnp.where(seen_P, updated_P, distance_P)
             if not again:
@@ -229,7 +241,7 @@ def _sample_xla(
         args = jnp.arange(num_centers, dtype=jnp.uint32), center_M, is_center_M
         return jax.lax.map(of_center, args, batch_size=min(num_centers, _CENTERS_AT_ONCE))
 
-    center_BxM, is_center_BxM = jax.vmap(select)(points_BxPx3, start_BxP)
+    center_BxM, is_center_BxM = jax.vmap(select)(points_BxPx3, start_BxP, cube_BxPx3 if nearby else None)
     index_BxMxk, found_BxMxk = jax.lax.map(
         lambda args: find(*args), (points_BxPx3, real_BxP, seed_B, center_BxM, is_center_BxM)
     )
@@ -250,6 +262,7 @@ def _sample_cpp(
     num_seeded: jax.Array,
     seed_B: jax.Array,
     max_distance: jax.Array,
+    cube_BxPx3: jax.Array,
     *,
     num_centers: int,
     num_neighbors: int,
@@ -273,6 +286,7 @@ def _sample_cpp(
         num_seeded,
         seed_B,
         max_distance,
+        cube_BxPx3,
         farthest=np.bool_(farthest),
         closest=np.bool_(closest),
         again=np.bool_(again),

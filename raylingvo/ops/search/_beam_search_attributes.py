@@ -8,8 +8,8 @@ One step, for each beam that is not skipped (skipped: beam_independence and beam
   the -inf of a row's first token that is not NaN). The best C = k + 1 (k + 2 with eoc) are kept.
 - In an expanded row every g is NaN: the C++ op fails with NO_ENTRIES; in XLA the beam's best and cumulative scores
   become NaN.
-- EOS and EOC are forced into the entries only if their g could be admitted. The last step of force_eos_in_last_step
-  forces EOS for every expanded slot; compat="lingvo" only if Lingvo's buffer would have let it in.
+- EOS and EOC are forced into the entries only if their g could be admitted. With force_eos_in_last_step the
+  last step of a beam forces EOS for every expanded slot; compat="lingvo" only if Lingvo's buffer would have let it in.
 - Slots that get no candidate: token 0, local score 0, parent hyp 0 of their own beam, cumulative score EMPTY_SCORE;
   compat="lingvo": parent slot 0, cumulative score 0.
 - Row t of done_hyps and eos_* is written whole: False and 0 where a slot did not end.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -50,7 +50,14 @@ class StepAttributes:
     beam_independence: bool = False
     compat: Compat = None
 
+    @classmethod
+    def from_arguments(cls, arguments: dict[str, Any]) -> StepAttributes:
+        """Those among the arguments of an op: its locals() before there are others."""
+        return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})
+
     def __post_init__(self):
+        for name in ("beam_size", "valid_eos_max_logit_delta", "local_eos_threshold"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         check_compat(self.compat)
         if self.num_hyps_per_beam < 1:
             raise ValueError(f"num_hyps_per_beam must be > 0 (got {self.num_hyps_per_beam})")
@@ -84,6 +91,8 @@ class TopKAttributes:
     compat: Compat = None
 
     def __post_init__(self):
+        for name in ("length_normalization", "coverage_penalty", "target_seq_length_ratio"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         check_compat(self.compat)
         if self.k < 1:
             raise ValueError(f"k must be > 0 (got {self.k})")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +13,8 @@ from jax import lax
 from raylingvo.ops._native import Implementation
 from raylingvo.ops.search import cache as caching
 from raylingvo.ops.search._beam_search_attributes import EMPTY_SCORE, StepAttributes, TopKAttributes
-from raylingvo.ops.search._top_k_logits import EOS, short_list
+from raylingvo.ops.search._coverage import log_coverage
+from raylingvo.ops.search._top_k_logits import EOS, log_softmax, short_list
 from raylingvo.ops.search.beam_search_state import BeamSearchState
 from raylingvo.ops.search.beam_search_step import beam_search_step
 
@@ -101,15 +101,18 @@ class Search:
             a = dataclasses.replace(a, eos_id=EOS)
         elif self.is_logits:
             # The labels of a hyp are compared with its next tokens, and Lingvo's defects depend on their order.
-            scores = jax.nn.log_softmax(scores.astype(jnp.float32))
-        kwargs = {field.name: getattr(a, field.name) for field in dataclasses.fields(a)}
-        no_atten_Nx0 = jnp.zeros((len(scores), 0), jnp.float32)
+            scores = log_softmax(scores)
         new = beam_search_step(
-            scores, no_atten_Nx0, old, t, scored.is_last_chunk_N, **kwargs, implementation=self.implementation
+            scores,
+            jnp.zeros((len(scores), 0), jnp.float32),
+            old,
+            t,
+            scored.is_last_chunk_N,
+            last_steps=None if self.max_len_b is None else jnp.minimum(self.max_len_b, len(old.hyps)) - 1,
+            **dataclasses.asdict(a),
+            implementation=self.implementation,
         )
         if self.max_len_b is not None:
-            if a.force_eos_in_last_step:
-                new = self._end_longest(new, old, scores[:, a.eos_id].astype(jnp.float32), t, a)
             beam_done_b = new.beam_done | (t + 1 >= self.max_len_b)
             new = new._replace(beam_done=beam_done_b, all_done=jnp.all(beam_done_b))
         if tokens_NxM is not None:
@@ -121,41 +124,9 @@ class Search:
             new = new._replace(hyps=new.hyps.at[t].set(token_N), eos_ids=new.eos_ids.at[t].set(eos_id_N))
         return new
 
-    def _end_longest(
-        self, new: BeamSearchState, old: BeamSearchState, eos_local_N: jax.Array, t: jax.Array, a: StepAttributes
-    ) -> BeamSearchState:
-        """Where the last step of a beam is not that of the search, EOS ends its hyps here, as the step does there."""
-        assert self.max_len_b is not None
-        T, N = new.hyps.shape
-        k = a.num_hyps_per_beam
-        g_N = old.cumulative_scores + eos_local_N
-        is_last_b = (t + 1 == self.max_len_b) & (t + 1 < T) & ~(old.beam_done & a.beam_independence)
-        ends_N = jnp.tile(is_last_b, k) & ((t > 0) | (jnp.arange(N) < N // k)) & (g_N > -jnp.inf)
-        if a.compat is None:
-            ends_N &= old.cumulative_scores > EMPTY_SCORE
-        if a.eoc_id >= 0:
-            # Of two that end the same hyp the later entry, which scores lower, stays.
-            eoc_g_N = new.eos_global_scores[t]
-            is_later_N = (eoc_g_N < g_N) | ((eoc_g_N == g_N) & (a.eoc_id > a.eos_id))
-            ends_N &= ~(new.done_hyps[t] & (new.eos_ids[t] == a.eoc_id) & is_later_N)
-        best_b = jnp.max(jnp.where(ends_N, g_N, -jnp.inf).reshape(k, -1), axis=0)
-        return new._replace(
-            best_scores=jnp.maximum(new.best_scores, best_b),
-            done_hyps=new.done_hyps.at[t].set(new.done_hyps[t] | ends_N),
-            eos_ids=new.eos_ids.at[t].set(jnp.where(ends_N, a.eos_id, new.eos_ids[t])),
-            eos_scores=new.eos_scores.at[t].set(jnp.where(ends_N, eos_local_N, new.eos_scores[t])),
-            eos_global_scores=new.eos_global_scores.at[t].set(jnp.where(ends_N, g_N, new.eos_global_scores[t])),
-        )
-
     def _coverage(self, covered_NxS: jax.Array) -> jax.Array:
         """f32[N], what `top_k_hyps` adds to the score of a hyp that has attended to its source so much."""
-        N, S = covered_NxS.shape
-        ratio = self.top_k.target_seq_length_ratio
-        log_NxS = jnp.log(jnp.clip(covered_NxS / ratio, 0.001, 0.5))
-        if self.src_length_b is None:
-            log_N = jnp.sum(log_NxS, axis=1)
-        else:
-            length_N = jnp.tile(self.src_length_b, N // len(self.src_length_b))
-            log_N = jnp.sum(jnp.where(jnp.arange(S)[None] < length_N[:, None], log_NxS, 0.0), axis=1)
-            log_N += jnp.maximum(length_N - S, 0).astype(jnp.float32) * math.log(0.001)
-        return ratio * self.top_k.coverage_penalty * log_N
+        ratio, length_N = self.top_k.target_seq_length_ratio, None
+        if self.src_length_b is not None:
+            length_N = jnp.tile(self.src_length_b, self.attributes.num_hyps_per_beam)
+        return ratio * self.top_k.coverage_penalty * log_coverage(covered_NxS, length_N, ratio)

@@ -17,15 +17,17 @@ def step(
     state: BeamSearchState,
     cur_step: jax.Array,
     is_last_chunk: jax.Array,
+    last_steps: jax.Array,
     attributes: StepAttributes,
 ) -> BeamSearchState:
-    """log_probs f32|bf16[N, V], atten_probs [N, S], cur_step i32[], is_last_chunk bool[N]: all of them checked.
+    """log_probs f32|bf16[N, V], atten_probs [N, S], cur_step i32[], is_last_chunk bool[N], last_steps i32[b]: all of
+    them checked.
 
     The new state is in the memory of the old one: in a loop, or a jitted function that the state is donated to, only
     row cur_step is written, however long the histories are. Elsewhere XLA copies them first.
     """
     a = attributes
-    inputs = (log_probs, atten_probs.astype(jnp.float32), cur_step, is_last_chunk)
+    inputs = (log_probs, atten_probs.astype(jnp.float32), cur_step, is_last_chunk, last_steps)
     results = tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in state)
     return BeamSearchState(
         *_native.call(

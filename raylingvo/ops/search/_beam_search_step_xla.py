@@ -12,6 +12,7 @@ from jax import lax
 from raylingvo.ops.search import _beam_search_merge_xla as merging
 from raylingvo.ops.search._beam_search_attributes import EMPTY_SCORE, StepAttributes
 from raylingvo.ops.search._beam_search_merge_xla import Candidates
+from raylingvo.ops.search._top_k_logits import top_k_by_blocks
 from raylingvo.ops.search.beam_search_state import BeamSearchState
 
 # b beams, k hyps per beam, N = b*k slots (slot i is hyp i // b of beam i % b), T steps, S source positions, V tokens; C
@@ -36,11 +37,13 @@ def step(
     state: BeamSearchState,
     cur_step: jax.Array,
     is_last_chunk: jax.Array,
+    last_steps: jax.Array,
     attributes: StepAttributes,
 ) -> BeamSearchState:
-    """log_probs f32|bf16[N, V], atten_probs [N, S], cur_step i32[], is_last_chunk bool[N]: all of them checked."""
+    """log_probs f32|bf16[N, V], atten_probs [N, S], cur_step i32[], is_last_chunk bool[N], last_steps i32[b]: all of
+    them checked."""
     a, k = attributes, attributes.num_hyps_per_beam
-    T, N = state.hyps.shape
+    N = len(state.cumulative_scores)
     b = N // k
     is_skipped_b = state.beam_done if a.beam_independence else jnp.zeros(b, bool)
     is_expanded_N = ~jnp.tile(is_skipped_b, k) & ((cur_step > 0) | (jnp.arange(N) < b))
@@ -48,13 +51,13 @@ def step(
         is_expanded_N &= ~(state.cumulative_scores <= EMPTY_SCORE)
 
     entries_NxC, has_none_N = _entries(log_probs, state.cumulative_scores, is_expanded_N, a)
-    is_last_step = (cur_step == T - 1) if a.force_eos_in_last_step else jnp.zeros((), bool)
+    is_last_step_N = jnp.tile(cur_step == last_steps, k) & a.force_eos_in_last_step
     entries_NxC, is_forced_N = _force(
-        entries_NxC, log_probs, state.cumulative_scores, is_expanded_N, is_last_step, is_last_chunk, a
+        entries_NxC, log_probs, state.cumulative_scores, is_expanded_N, is_last_step_N, is_last_chunk, a
     )
     needs_labels = a.merge_paths or (a.eoc_id >= 0 and not a.allow_empty_terminated_hyp)
     labels = merging.labels(state.hyps, state.prev_hyps, cur_step, a.eoc_id, k) if needs_labels else None
-    ends = _ends(entries_NxC, log_probs, state.cumulative_scores, is_forced_N, is_last_step, is_last_chunk, labels, a)
+    ends = _ends(entries_NxC, log_probs, state.cumulative_scores, is_forced_N, is_last_step_N, is_last_chunk, labels, a)
 
     ends_it_NxC = entries_NxC.token == a.eos_id
     if a.eoc_id >= 0:
@@ -82,7 +85,7 @@ def _entries(log_probs_NxV: jax.Array, cum_N: jax.Array, is_expanded_N: jax.Arra
     g_NxV = cum_N[:, None] + log_probs_NxV.astype(jnp.float32)
     # NaN below -inf: so the best entry alone tells whether a row is all NaN, without another pass over it.
     ordered_NxV = jnp.where(jnp.isnan(g_NxV), -jnp.inf, jnp.maximum(g_NxV, _LOWEST))
-    top_NxC, token_NxC = lax.top_k(ordered_NxV, min(a.num_entries, V))
+    top_NxC, token_NxC = top_k_by_blocks(ordered_NxV, min(a.num_entries, V))
     is_valid_NxC = top_NxC > _LOWEST
     if a.compat == "lingvo":
         first_N = jnp.argmax(~jnp.isnan(g_NxV), axis=1)
@@ -95,15 +98,19 @@ def _entries(log_probs_NxV: jax.Array, cum_N: jax.Array, is_expanded_N: jax.Arra
     return entries_NxC, is_expanded_N & (jnp.max(top_NxC, axis=1) == -jnp.inf)
 
 
-def _force(entries_NxC: Candidates, log_probs, cum_N, is_expanded_N, is_last_step, is_last_chunk_N, a: StepAttributes):
+def _force(
+    entries_NxC: Candidates, log_probs, cum_N, is_expanded_N, is_last_step_N, is_last_chunk_N, a: StepAttributes
+):
     """Puts EOS and EOC among the entries where attributes say so; and the slots that must end with EOS."""
     is_forced_N = jnp.zeros(len(cum_N), bool)
     if a.force_eos_in_last_step or a.force_eos_in_top_k:
         eos_N = _symbol(a.eos_id, log_probs, cum_N, is_expanded_N)
-        is_forced_N = is_last_step & eos_N.is_valid
+        is_forced_N = is_last_step_N & eos_N.is_valid
         if a.force_eos_in_last_step and a.compat == "lingvo":
             is_forced_N &= lax.cond(
-                is_last_step, lambda: _gets_in(log_probs, cum_N, eos_N.g, a), lambda: jnp.zeros_like(is_forced_N)
+                jnp.any(is_last_step_N),
+                lambda: _gets_in(log_probs, cum_N, eos_N.g, a),
+                lambda: jnp.zeros_like(is_forced_N),
             )
         goes_in_N = eos_N.is_valid if a.force_eos_in_top_k else is_forced_N
         entries_NxC = _put(entries_NxC, eos_N, goes_in_N, -1)
@@ -154,7 +161,7 @@ def _gets_in(log_probs_NxV, cum_N, eos_g_N, a: StepAttributes) -> jax.Array:
 
 
 def _ends(
-    entries_NxC: Candidates, log_probs, cum_N, is_forced_N, is_last_step, is_last_chunk_N, labels, a: StepAttributes
+    entries_NxC: Candidates, log_probs, cum_N, is_forced_N, is_last_step_N, is_last_chunk_N, labels, a: StepAttributes
 ) -> _Ends:
     threshold_N = entries_NxC.g[:, 0] - a.valid_eos_max_logit_delta
 
@@ -169,7 +176,7 @@ def _ends(
     eos_place_N, local_N, g_N, is_done_N = find(a.eos_id)
     if a.force_eos_in_last_step:
         # A forced EOC may have taken the place of EOS; then Lingvo does not force it.
-        is_done_N |= is_forced_N if a.compat is None else is_last_step & (eos_place_N >= 0)
+        is_done_N |= is_forced_N if a.compat is None else is_last_step_N & (eos_place_N >= 0)
     token_N = jnp.full_like(eos_place_N, a.eos_id)
     if a.eoc_id >= 0:
         eoc_place_N, eoc_local_N, eoc_g_N, ends_with_eoc_N = find(a.eoc_id)

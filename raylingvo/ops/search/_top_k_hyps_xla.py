@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from raylingvo.ops.search._beam_search_attributes import Compat, TopKAttributes, TopKHyps
+from raylingvo.ops.search._coverage import log_coverage
 from raylingvo.ops.search.beam_search_state import BeamSearchState
 
 # b beams, n hyps of each in the state, N = b*n slots (slot i is hyp i // b of beam i % b), k hyps in the result,
 # T steps, S source positions.
+
+
+def ranked(scores: jax.Array) -> jax.Array:
+    """What lax.top_k ranks hyps of such scores by: -0.0 equals 0.0, and NaN is below all others but -inf."""
+    lowest = jnp.finfo(jnp.float32).min
+    return jnp.where(jnp.isnan(scores), lowest, jnp.maximum(jnp.where(scores == 0, 0.0, scores), lowest))
 
 
 def top_k(state: BeamSearchState, src_lengths: jax.Array, attributes: TopKAttributes) -> TopKHyps:
@@ -37,7 +43,7 @@ def _top_k(state, src_length_b, alpha, coverage_penalty, ratio, k: int, has_cove
 
     # Row by row, so that of equal scores the shorter hyp comes first, then that of the lower slot. What has not ended
     # lies below any score.
-    order_TxN = jnp.where(state.done_hyps, jnp.maximum(score_TxN, jnp.finfo(jnp.float32).min), -jnp.inf)
+    order_TxN = jnp.where(state.done_hyps, ranked(score_TxN), -jnp.inf)
     order_bxTn = order_TxN.reshape(T, n, b).transpose(2, 0, 1).reshape(b, -1)
     order_bxTn = jnp.pad(order_bxTn, ((0, 0), (0, max(0, k - T * n))), constant_values=-jnp.inf)
     best_bxk, place_bxk = lax.top_k(order_bxTn, k)
@@ -65,18 +71,13 @@ def _top_k(state, src_length_b, alpha, coverage_penalty, ratio, k: int, has_cove
 
 
 def _log_coverage(state: BeamSearchState, src_length_N: jax.Array, ratio: jax.Array) -> jax.Array:
-    """f32[T, N]: of the hyp that ends in each slot, the logarithms of how far it attended to its source, summed."""
+    """f32[T, N], that of the hyp that ends in each slot."""
     _, N, S = state.atten_probs.shape
-    is_source_NxS = jnp.arange(S)[None] < src_length_N[:, None]
-    # Source positions that the state keeps no attention of count as not attended to.
-    unseen_N = jnp.maximum(src_length_N - S, 0).astype(jnp.float32) * math.log(0.001)
 
     def add_row(covered_NxS, row):
         """covered_NxS: the attention that led to the hyps as they were before this row."""
         atten_NxS, eos_atten_NxS, parent_N = row
-        share_NxS = jnp.clip((covered_NxS + eos_atten_NxS) / ratio, 0.001, 0.5)
-        log_N = jnp.sum(jnp.where(is_source_NxS, jnp.log(share_NxS), 0.0), axis=1)
-        return covered_NxS[parent_N] + atten_NxS, log_N + unseen_N
+        return covered_NxS[parent_N] + atten_NxS, log_coverage(covered_NxS + eos_atten_NxS, src_length_N, ratio)
 
     rows = (state.atten_probs, state.eos_atten_probs, state.prev_hyps)
     _, log_TxN = lax.scan(add_row, jnp.zeros((N, S), jnp.float32), rows)

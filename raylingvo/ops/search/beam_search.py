@@ -14,6 +14,7 @@ from jax.core import Tracer
 from raylingvo.ops._native import Implementation
 from raylingvo.ops.search._beam_search_attributes import NO_ENTRIES, Compat, StepAttributes, TopKAttributes
 from raylingvo.ops.search._beam_search_loop import Carry, Scored, Search
+from raylingvo.ops.search._top_k_logits import log_softmax
 from raylingvo.ops.search.beam_search_state import BeamSearchState
 from raylingvo.ops.search.top_k_hyps import top_k_hyps
 
@@ -92,7 +93,7 @@ def beam_search(
       scores: "log_probs": step_fn's scores are f32 or bf16 log-probabilities, or any other that add up. "logits": they
         are not normalised. Then no log-softmax of all V is written: of each row the logarithm of the sum, and the k + 2
         best tokens, are enough (with eoc_id >= 0 or compat they are not). The same hyps up to the order of scores that
-        are equal in float32.
+        are equal in float32. NaNs are left out of the sum, and never chosen.
       cache_axes: which axis of the cache's arrays counts slots; an int or None (stays as it is) for all, or a tree of
         them that is a prefix of the cache. Arrays of rank 0 stay as they are.
       transform: transform(log_probs f32[N, V], ids i32[N], state) -> (scores f32[N, V], state) has the last word on the
@@ -114,32 +115,14 @@ def beam_search(
       jax.errors.JaxRuntimeError: all scores of a hyp are NaN ("No entries in TopK ..."). Inside jit, XLA cannot raise:
         the scores of that beam are NaN (the C++ implementation raises there too).
     """
-    attributes = StepAttributes(
-        eos_id=eos_id,
-        num_hyps_per_beam=num_hyps_per_beam,
-        beam_size=float(beam_size),
-        eoc_id=eoc_id,
-        valid_eos_max_logit_delta=float(valid_eos_max_logit_delta),
-        local_eos_threshold=float(local_eos_threshold),
-        merge_paths=merge_paths,
-        allow_empty_terminated_hyp=allow_empty_terminated_hyp,
-        ensure_full_beam=ensure_full_beam,
-        force_eos_in_last_step=force_eos_in_last_step,
-        force_eos_in_top_k=force_eos_in_top_k,
-        force_last_chunk_eoc_in_top_k=force_last_chunk_eoc_in_top_k,
-        merged_topk_buffer_size_factor=merged_topk_buffer_size_factor,
-        beam_independence=beam_independence,
-        compat=compat,
-    )
+    attributes = StepAttributes.from_arguments(locals())
     top_k = TopKAttributes(
         k=num_hyps_per_beam,
-        length_normalization=float(length_normalization),
-        coverage_penalty=float(coverage_penalty),
-        target_seq_length_ratio=float(target_seq_length_ratio),
+        length_normalization=length_normalization,
+        coverage_penalty=coverage_penalty,
+        target_seq_length_ratio=target_seq_length_ratio,
         compat=compat,
     )
-    if max_lens is not None and force_eos_in_last_step and force_last_chunk_eoc_in_top_k:
-        raise ValueError("max_lens cannot be given with force_eos_in_last_step and force_last_chunk_eoc_in_top_k")
     b, k, T = num_beams, num_hyps_per_beam, max_steps
     if b < 1 or T < 1:
         raise ValueError(f"num_beams and max_steps must be > 0 (got {b} and {T})")
@@ -240,7 +223,7 @@ def _transformed(
         decoded = scored(ids_N, cache)
         log_prob_NxV = decoded.scores.astype(jnp.float32)
         if is_logits:
-            log_prob_NxV = jax.nn.log_softmax(log_prob_NxV)
+            log_prob_NxV = log_softmax(log_prob_NxV)
         score_NxV, state = transform(log_prob_NxV, ids_N, state)
         return decoded._replace(scores=score_NxV, cache=(decoded.cache, state))
 

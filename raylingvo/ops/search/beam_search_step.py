@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ def beam_search_step(
     cur_step: Any,
     is_last_chunk: Any = None,
     *,
+    last_steps: Any = None,
     eos_id: int,
     num_hyps_per_beam: int,
     beam_size: float = 3.0,
@@ -56,6 +56,7 @@ def beam_search_step(
       state: `BeamSearchState`, that of the step before.
       cur_step: i32[], t in [0, T).
       is_last_chunk: bool[N] or None (all False), whether a slot has reached the end of its source; read if eoc_id >= 0.
+      last_steps: i32[b], which step is the last of each beam, for force_eos_in_last_step; None: T - 1.
       eos_id: in [0, V), the token that ends a hyp. It never stays on the beam: it ends the hyp or is dropped.
       num_hyps_per_beam: k.
       beam_size: nats, not a count: a beam is done when its k hyps all score <= its best ended hyp - beam_size.
@@ -67,7 +68,7 @@ def beam_search_step(
         both; needs eoc_id. Ended hyps are not merged.
       allow_empty_terminated_hyp: whether EOC may end a hyp without labels.
       ensure_full_beam: a beam with fewer than k ended hyps is not done.
-      force_eos_in_last_step: at t = T - 1 every hyp ends with EOS, whatever its score (unless EOC ends it).
+      force_eos_in_last_step: in a beam's last step every hyp ends with EOS, whatever its score (unless EOC ends it).
       force_eos_in_top_k, force_last_chunk_eoc_in_top_k: EOS, in the last chunk EOC, is looked at even if it is not
         among the best tokens (it takes the place of the last of them, EOC of the last but one); it must still pass.
       merged_topk_buffer_size_factor: > 1; how lossy compat="lingvo" merges (k + 2: not at all). Otherwise unused:
@@ -86,23 +87,7 @@ def beam_search_step(
       jax.errors.JaxRuntimeError: all scores of a hyp are NaN ("No entries in TopK ..."). Inside jit XLA cannot raise:
         best_scores and cumulative_scores of the beam become and stay NaN, for the caller to look at.
     """
-    attributes = StepAttributes(
-        eos_id=eos_id,
-        num_hyps_per_beam=num_hyps_per_beam,
-        beam_size=float(beam_size),
-        eoc_id=eoc_id,
-        valid_eos_max_logit_delta=float(valid_eos_max_logit_delta),
-        local_eos_threshold=float(local_eos_threshold),
-        merge_paths=merge_paths,
-        allow_empty_terminated_hyp=allow_empty_terminated_hyp,
-        ensure_full_beam=ensure_full_beam,
-        force_eos_in_last_step=force_eos_in_last_step,
-        force_eos_in_top_k=force_eos_in_top_k,
-        force_last_chunk_eoc_in_top_k=force_last_chunk_eoc_in_top_k,
-        merged_topk_buffer_size_factor=merged_topk_buffer_size_factor,
-        beam_independence=beam_independence,
-        compat=compat,
-    )
+    attributes = StepAttributes.from_arguments(locals())
     log_probs, atten_probs = jnp.asarray(log_probs), jnp.asarray(atten_probs)
     cur_step = jnp.asarray(cur_step, jnp.int32)
     N = _check(log_probs, atten_probs, state, cur_step, attributes)
@@ -113,13 +98,19 @@ def beam_search_step(
         raise ValueError(
             f"is_last_chunk must be bool[N = {N}] (got {is_last_chunk.dtype}{list(is_last_chunk.shape)}): one per slot"
         )
+    b = N // num_hyps_per_beam
+    last_steps = jnp.full(b, len(state.hyps) - 1) if last_steps is None else jnp.asarray(last_steps)
+    if last_steps.shape != (b,) or not jnp.issubdtype(last_steps.dtype, jnp.integer):
+        raise ValueError(
+            f"last_steps must be integers [b = {b}] (got {last_steps.dtype}{list(last_steps.shape)}): one per beam"
+        )
 
-    args = (log_probs, atten_probs, state, cur_step, is_last_chunk)
     new_state = _native.dispatch(
         implementation,
-        xla=functools.partial(_beam_search_step_xla.step, attributes=attributes),
-        cpp=functools.partial(_beam_search_step_cpp.step, attributes=attributes),
-        args=args,
+        xla=_beam_search_step_xla.step,
+        cpp=_beam_search_step_cpp.step,
+        args=(log_probs, atten_probs, state, cur_step, is_last_chunk, last_steps.astype(jnp.int32)),
+        attributes=attributes,
     )
     if not isinstance(new_state.best_scores, Tracer) and np.isnan(new_state.best_scores).any():
         raise jax.errors.JaxRuntimeError(f"INTERNAL: {NO_ENTRIES}")

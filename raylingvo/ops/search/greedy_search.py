@@ -92,8 +92,7 @@ def greedy_search(
         score_nxV, carry, _ = scored(c.id_n, c.step, c.carry)
         if eos_id >= score_nxV.shape[1]:
             raise ValueError(f"eos_id must be < V = {score_nxV.shape[1]} (got {eos_id})")
-        is_nan_nxV = jnp.isnan(score_nxV)
-        _, id_nx1 = top_k_by_blocks(jnp.where(is_nan_nxV, -jnp.inf, score_nxV), 1)
+        _, id_nx1 = top_k_by_blocks(score_nxV, 1)
         id_n = id_nx1[:, 0]
         is_open_n = _is_open(c, max_len_n)
         return _Carry(
@@ -103,7 +102,7 @@ def greedy_search(
             ids_Txn=c.ids_Txn.at[c.step].set(id_n),
             len_n=c.len_n + is_open_n,
             done_n=c.done_n | (is_open_n & (id_n == eos_id)),
-            is_nan_n=c.is_nan_n | (is_open_n & jnp.all(is_nan_nxV, axis=1)),
+            is_nan_n=c.is_nan_n | (is_open_n & jnp.all(jnp.isnan(score_nxV), axis=1)),
         )
 
     last = lax.while_loop(

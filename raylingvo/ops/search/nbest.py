@@ -10,6 +10,7 @@ from jax import lax
 from raylingvo.ops._native import Implementation
 from raylingvo.ops.search._beam_search_attributes import Compat, TopKHyps, check_compat
 from raylingvo.ops.search._search_arguments import check_implementation, floats, integers
+from raylingvo.ops.search._top_k_hyps_xla import ranked
 
 # b beams, k hyps of one search, K of all of them, m in the result, T steps.
 
@@ -19,7 +20,8 @@ def merge_beam_search_outputs(
 ) -> TopKHyps:
     """The best hyps of each beam among those of several searches: of models, of directions, of start tokens.
 
-    Equal hyps are not merged. Equal scores: that of the earlier search first, then the earlier hyp.
+    Equal hyps are not merged. Equal scores: that of the earlier search first, then the earlier hyp. A
+    score that is NaN ranks last, with -inf.
 
     Args:
       max_hyps: m, how many hyps, from 1 to as many as there are.
@@ -53,10 +55,11 @@ def merge_beam_search_outputs(
     len_bxK, score_bxK = jnp.concatenate(lens_of, axis=1), jnp.concatenate(scores_of, axis=1)
     if not 1 <= max_hyps <= len_bxK.shape[1]:
         raise ValueError(f"max_hyps must be from 1 to {len_bxK.shape[1]}, the hyps that there are (got {max_hyps})")
-    score_bxK = jnp.where(len_bxK > 0, score_bxK, -1e6 if compat == "lingvo" else -jnp.inf)
-    score_bxm, chosen_bxm = lax.top_k(score_bxK, max_hyps)
+    missing = -1e6 if compat == "lingvo" else -jnp.inf
+    _, chosen_bxm = lax.top_k(jnp.where(len_bxK > 0, ranked(score_bxK), missing), max_hyps)
+    score_bxK = jnp.where(len_bxK > 0, score_bxK, missing)
     return TopKHyps(
         ids=jnp.take_along_axis(ids_bxKxT, chosen_bxm[..., None], axis=1),
         lens=jnp.take_along_axis(len_bxK, chosen_bxm, axis=1),
-        scores=score_bxm,
+        scores=jnp.take_along_axis(score_bxK, chosen_bxm, axis=1),
     )

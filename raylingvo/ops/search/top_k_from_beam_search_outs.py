@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from raylingvo.ops import _native
 from raylingvo.ops.search._beam_search_attributes import Compat, TopKHyps
+from raylingvo.ops.search._search_arguments import floats, integers
 from raylingvo.ops.search.beam_search_state import BeamSearchState
 from raylingvo.ops.search.top_k_hyps import top_k_hyps
 
@@ -48,7 +49,7 @@ def top_k_from_beam_search_outs(
         step's included; needed if coverage_penalty > 0.
       length_normalization, coverage_penalty, target_seq_length_ratio: as in `top_k_hyps`.
       num_hyps_per_beam: k, > 0, also how many hyps of each beam are returned.
-      max_seq_length: >= T, the width of ids.
+      max_seq_length: > 0, the width of ids. A longer hyp is cut there, and its length is that (Lingvo writes beyond).
       eos_id: the token that ends each hyp.
       compat: "lingvo": where there is no hyp, the score is 0.0, above that of every real one.
       implementation: "auto", "xla" or "cpp".
@@ -60,33 +61,32 @@ def top_k_from_beam_search_outs(
       Where there is no hyp: 0, 0 and -inf.
 
     Raises:
-      ValueError: an argument is out of range or of a wrong shape.
+      ValueError: an argument is out of range, or of a wrong shape or dtype.
     """
     del scores, atten_probs, eos_atten_probs
-    hyps, prev_hyps, done_hyps = jnp.asarray(hyps), jnp.asarray(prev_hyps), jnp.asarray(done_hyps, bool)
+    hyps = jnp.asarray(hyps)
     if hyps.ndim != 2 or num_hyps_per_beam < 1 or hyps.shape[1] % num_hyps_per_beam:
         raise ValueError(f"hyps must be [T, b * num_hyps_per_beam = b * {num_hyps_per_beam}] (got {list(hyps.shape)})")
     T, N = hyps.shape
-    if max_seq_length < T:
-        raise ValueError(f"max_seq_length must be >= T = {T} of hyps (got {max_seq_length})")
-    cum_TxN, eos_TxN = jnp.asarray(cumulative_scores, jnp.float32), jnp.asarray(eos_scores, jnp.float32)
-    arrays = {"prev_hyps": prev_hyps, "done_hyps": done_hyps, "cumulative_scores": cum_TxN, "eos_scores": eos_TxN}
-    for name, array in arrays.items():
-        if array.shape != (T, N):
-            raise ValueError(f"{name} must be of the shape of hyps, {[T, N]} (got {list(array.shape)})")
+    if max_seq_length < 1:
+        raise ValueError(f"max_seq_length must be > 0 (got {max_seq_length})")
+    hyps, prev_hyps = integers("hyps", hyps, (T, N)), integers("prev_hyps", prev_hyps, (T, N))
+    done_hyps = jnp.asarray(done_hyps)
+    if done_hyps.shape != (T, N) or done_hyps.dtype != bool:
+        raise ValueError(f"done_hyps must be bool{[T, N]} (got {done_hyps.dtype}{list(done_hyps.shape)})")
+    cum_TxN = floats("cumulative_scores", cumulative_scores, (T, N))
+    eos_TxN = floats("eos_scores", eos_scores, (T, N))
     covered_TxNxS = jnp.zeros((T, N, 0), jnp.float32)
     if coverage_penalty > 0:
-        covered_TxNxS = jnp.asarray(0.0 if cumulative_atten_probs is None else cumulative_atten_probs, jnp.float32)
-        if covered_TxNxS.ndim != 3 or covered_TxNxS.shape[:2] != (T, N):
-            raise ValueError(
-                f"cumulative_atten_probs must be [{T}, {N}, S] for coverage_penalty (got {list(covered_TxNxS.shape)})"
-            )
+        if cumulative_atten_probs is None:
+            raise ValueError(f"coverage_penalty must be 0 without cumulative_atten_probs (got {coverage_penalty})")
+        covered_TxNxS = floats("cumulative_atten_probs", cumulative_atten_probs, (T, N, None))
 
     before_TxN = jnp.concatenate([jnp.zeros((1, N), jnp.float32), cum_TxN[:-1]])
     b, S = N // num_hyps_per_beam, covered_TxNxS.shape[-1]
     state = BeamSearchState.create(b, num_hyps_per_beam, T, S)._replace(
-        hyps=hyps.astype(jnp.int32),
-        prev_hyps=prev_hyps.astype(jnp.int32),
+        hyps=hyps,
+        prev_hyps=prev_hyps,
         done_hyps=done_hyps,
         eos_ids=jnp.full((T, N), eos_id, jnp.int32),
         eos_global_scores=before_TxN + eos_TxN,
@@ -102,5 +102,6 @@ def top_k_from_beam_search_outs(
         compat=compat,
         implementation=implementation,
     )
-    ids_NxT = best.ids.reshape(N, T)
-    return TopKHyps(jnp.pad(ids_NxT, ((0, 0), (0, max_seq_length - T))), best.lens.reshape(N), best.scores.reshape(N))
+    ids_NxL = best.ids.reshape(N, T)[:, :max_seq_length]
+    ids_NxL = jnp.pad(ids_NxL, ((0, 0), (0, max(0, max_seq_length - T))))
+    return TopKHyps(ids_NxL, jnp.minimum(best.lens, max_seq_length).reshape(N), best.scores.reshape(N))

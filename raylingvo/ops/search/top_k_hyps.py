@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,6 +31,7 @@ def top_k_hyps(
     + r * coverage_penalty * sum over its source positions of log(clip(A / r, 0.001, 0.5)), where A is the attention
     that a position has got over all steps and r target_seq_length_ratio (as in GNMT, arXiv 1609.08144, but with 5 + len
     over 5, not 6, and a cap of 0.5, not 1: Lingvo's). Equal scores: the shorter hyp first, then that of the lower slot.
+    A score that is NaN ranks last, with -inf.
 
     Args:
       state: that after the last step.
@@ -52,9 +52,9 @@ def top_k_hyps(
     """
     attributes = TopKAttributes(
         k=k,
-        length_normalization=float(length_normalization),
-        coverage_penalty=float(coverage_penalty),
-        target_seq_length_ratio=float(target_seq_length_ratio),
+        length_normalization=length_normalization,
+        coverage_penalty=coverage_penalty,
+        target_seq_length_ratio=target_seq_length_ratio,
         compat=compat,
     )
     _, _, S = check_state(state)
@@ -66,7 +66,8 @@ def top_k_hyps(
         )
     return _native.dispatch(
         implementation,
-        xla=functools.partial(_top_k_hyps_xla.top_k, attributes=attributes),
-        cpp=functools.partial(_top_k_hyps_cpp.top_k, attributes=attributes),
+        xla=_top_k_hyps_xla.top_k,
+        cpp=_top_k_hyps_cpp.top_k,
         args=(state, src_lengths.astype(jnp.int32)),
+        attributes=attributes,
     )

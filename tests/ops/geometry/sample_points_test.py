@@ -186,12 +186,25 @@ def test_of_hash_only_lingvo_compatibility_is_random(implementation, seed):
         orders.add(found.center[0].tobytes())
         chosen = [int(found.center[0, 0])]
         left = candidates(points[0], padding[0])
-        cube = np.floor(points[0] / 0.5)
+        # The grid begins a side before the real points.
+        cube = np.floor((points[0] - (points[0, padding[0] == 0].min(axis=0) - np.float32(0.5))) / np.float32(0.5))
         for center in found.center[0, 1:].tolist():
             unseen = [i for i in left if all(abs(cube[i] - cube[j]).max() > 1 for j in chosen)]
             assert not unseen or center in unseen
             chosen.append(center)
     assert len(orders) == 3
+
+
+@each_implementation
+@pytest.mark.parametrize(("x", "order"), [(1.85, [0, 1, 2]), (1.95, [0, 2, 1])])
+def test_lingvos_grid_begins_before_the_first_real_point(implementation, x, order):
+    # Its cubes are [-1.1, -0.1), [-0.1, 0.9), [0.9, 1.9), ... along x. From point 0 it does not see point 2 at 1.95, so
+    # it takes it before point 1, which is farther away. Padding moves no cubes.
+    points = np.float32([[[0, 0, 0], [-0.1, 1.99, 0], [x, 0, 0], [-0.55, 0, 0], [9, 0, 0]]])
+    padding = np.float32([[0, 0, 0, 1, 1]])
+    options = {"neighbor_algorithm": "hash", "compat": "lingvo", "max_distance": 1.0, "num_centers": 3}
+    found = sample(points, padding, 1, implementation=implementation, **options)
+    assert found.center[0].tolist() == order
 
 
 @each_implementation
@@ -206,12 +219,14 @@ def test_more_neighbours_than_points(implementation):
 def test_points_that_are_not_numbers_are_padding(implementation):
     points, padding = lattice(2)
     padding[:, :30] = 1
-    expected = sample(points, padding, implementation=implementation)
-    points[:, :30] = np.nan
-    found = sample(points, np.where(padding == 1, 0, padding), implementation=implementation)
-    assert (found.center_padding == 1).sum() <= (expected.center_padding == 1).sum()
-    assert (found.center[found.center_padding == 0] >= 30).all()
-    assert (found.indices[found.indices_padding == 0] >= 30).all()
+    for options in ({}, {"compat": "lingvo", "neighbor_algorithm": "hash"}):
+        expected = sample(points, padding, implementation=implementation, **options)
+        assert not expected.center_padding.all() and not expected.indices_padding.all()
+        broken, claimed = points.copy(), padding.copy()
+        broken[:, :30, 0] = broken[:, 5:10] = np.nan
+        claimed[:, :30] = 0
+        found = sample(broken, claimed, implementation=implementation, **options)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @needs_cpp

@@ -51,13 +51,14 @@ def step(
     force_eos_in_top_k=False,
     force_last_chunk_eoc_in_top_k=False,
     beam_independence=False,
+    last_steps=None,
 ) -> BeamSearchState:
     old, new = state, BeamSearchState(*(np.array(x) for x in state))
     k, T, N = num_hyps_per_beam, *state.hyps.shape
     b = N // k
     num_entries = k + (2 if eoc_id >= 0 else 1)
-    is_forced = force_eos_in_last_step and t == T - 1
     for beam in range(b):
+        is_forced = force_eos_in_last_step and t == (last_steps[beam] if last_steps else T - 1)
         if beam_independence and old.beam_done[beam]:
             continue
         groups = {}  # what spells the same, or is the same

@@ -36,7 +36,7 @@ ALL = [
     (LARGE, jnp.float32, {"eos_id": 2, "force_eos_in_top_k": True}),
     (LARGE, jnp.bfloat16, {"eos_id": 32_999, "force_eos_in_last_step": True}),
     (BLOCKS, jnp.bfloat16, {"eos_id": 2, "eoc_id": 7, "force_last_chunk_eoc_in_top_k": True}),
-    (BLOCKS, jnp.float32, {"eos_id": 400, "force_eos_in_last_step": True, "compat": "lingvo"}),
+    (BLOCKS, jnp.float32, {"eos_id": 400, "force_eos_in_last_step": True, "compat": "lingvo", "last_steps": (2, 3)}),
     (BEAMS, jnp.float32, {"eos_id": 2, "eoc_id": 7, "force_eos_in_top_k": True, "merge_paths": True}),
     (BEAMS, jnp.bfloat16, {"eos_id": 2, "beam_size": 0.0}),
 ]

@@ -209,8 +209,11 @@ def test_equals_the_ops_called_one_by_one(implementation, attributes):
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
 
 
+FORCED = {"force_eos_in_last_step": True, "force_last_chunk_eoc_in_top_k": True, "eoc_id": 0}
+
+
 @pytest.mark.parametrize(
-    "attributes", [{"force_eos_in_last_step": True, "eoc_id": 0}, {"force_eos_in_last_step": True}, {}]
+    "attributes", [FORCED, {"force_eos_in_last_step": True, "eoc_id": 0}, {"force_eos_in_last_step": True}, {}]
 )
 def test_a_beam_has_its_own_length(implementation, attributes):
     """Together they find what each finds alone."""
@@ -220,7 +223,7 @@ def test_a_beam_has_its_own_length(implementation, attributes):
     # Normalised so, the longest are the best.
     rules = options(**attributes, beam_size=50.0, length_normalization=3.0, implementation=implementation)
     arguments = decoder.tables, decoder.atten, 3
-    together = search(*arguments, 5, rules, frames=frames, max_lens=jnp.asarray([3, 5, 0]))
+    together = search(*arguments, 5, rules, frames=frames, max_lens=jnp.asarray([3, 9, 0]))
     assert together.lens[2].tolist() == [0, 0, 0]
     for beam, n in enumerate([3, 5]):
         alone = search(*arguments, n, rules, frames=frames)
@@ -228,6 +231,39 @@ def test_a_beam_has_its_own_length(implementation, attributes):
         np.testing.assert_array_equal(together.lens[beam], alone.lens[beam])
         np.testing.assert_array_equal(together.ids[beam, :, :n], alone.ids[beam])
         np.testing.assert_allclose(together.scores[beam], alone.scores[beam], rtol=1e-6)
+
+
+def test_beams_of_their_own_length_find_what_trying_all_finds(implementation):
+    V, k, max_lens, delta = 4, 27, [3, 4], 0.7
+    rules = options(**EVERYTHING | {"valid_eos_max_logit_delta": delta}, **FORCED, implementation=implementation)
+    for seed in range(5):
+        decoder = Decoder.random(seed, V=V, frames=jnp.asarray([2, 3]), eoc_id=0)
+        found = search(decoder.tables, decoder.atten, k, 4, rules, decoder.frames, max_lens=jnp.asarray(max_lens))
+        for beam, max_len in enumerate(max_lens):
+            ended, active = [], [((), 0.0)]
+            for t in range(max_len):
+                longer = []
+                for ids, cum in active:
+                    labels, num_blanks = [START, *(v for v in ids if v != 0)], ids.count(0)
+                    row = decoder.row(labels[-1], num_blanks, sum(labels))
+                    local, ends = np.asarray(decoder.tables[beam, row]), []
+                    for v in range(V):
+                        hyp = (float(cum + local[v]), [*ids, v])
+                        is_good = local[v] > local.max() - delta
+                        if v == EOS:
+                            ends += [hyp] if is_good or t == max_len - 1 else []
+                        elif v == 0 and num_blanks >= decoder.frames[beam] - 1:
+                            ends += [hyp] if is_good else []
+                        else:
+                            longer.append(((*ids, v), hyp[0]))
+                    # Of EOS and EOC behind the same hyp the lower stays.
+                    ended += [min(ends)] if ends else []
+                active = longer
+            best = sorted(ended, key=lambda hyp: (-hyp[0], len(hyp[1])))[:k]
+            assert max(len(ids) for _, ids in best) == max_len
+            hyps = [ids[:n] for ids, n in zip(found.ids[beam].tolist(), found.lens[beam].tolist(), strict=True)]
+            assert hyps == [ids for _, ids in best] + [[]] * (k - len(best))
+            np.testing.assert_allclose(found.scores[beam, : len(best)], [score for score, _ in best], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +288,37 @@ def test_logits_need_no_softmax(implementation, V, dtype, attributes):
     np.testing.assert_allclose(found.scores, expected.scores, atol=2e-5)
     np.testing.assert_allclose(found.token_scores, expected.token_scores, atol=2e-5)
     assert found.num_steps == expected.num_steps
+
+
+@pytest.mark.parametrize(
+    ("V", "attributes"),
+    [(6, {}), (3000, {"force_eos_in_last_step": True}), (6, {"eoc_id": 0}), (6, {"transform": True})],
+)
+def test_a_logit_that_is_no_number_is_never_chosen_and_harms_no_other(implementation, V, attributes):
+    decoder = Decoder.random(V, V=V, M=11)
+    logits = np.array(3 * decoder.tables + 7)
+    logits[:, ::2, 4] = logits[0, :, V - 1] = np.nan
+    masked = jax.nn.log_softmax(jnp.where(jnp.isnan(logits), -jnp.inf, logits))
+    if "transform" in attributes:
+        attributes = {"transform": lambda log_probs, ids, state: (log_probs, state)}
+    rules = {"implementation": implementation, **attributes}
+    found, expected = (
+        search(jnp.asarray(tables), decoder.atten, 4, 6, options(scores=scores, **rules))
+        for scores, tables in (("logits", logits), ("log_probs", masked))
+    )
+    assert (np.asarray(found.lens) > 0).any()
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=2e-5)
+
+
+@pytest.mark.parametrize(("num_rows", "V", "k"), [(3, 2048, 5), (2, 5000, 9), (4, 300, 7)])
+def test_top_k_by_blocks_skips_nan_and_knows_one_zero(num_rows, V, k):
+    random = np.random.default_rng(V)
+    x = random.choice(np.float32([np.nan, 0.0, -0.0, -1.0, -np.inf]), (num_rows, V))
+    as_numbers = np.where(np.isnan(x), -np.inf, x)
+    best, place = top_k_by_blocks(jnp.asarray(x), k)
+    np.testing.assert_array_equal(place, np.argsort(-as_numbers, axis=1, kind="stable")[:, :k])
+    np.testing.assert_array_equal(best, np.take_along_axis(as_numbers, np.asarray(place), axis=1))
 
 
 @pytest.mark.parametrize(("num_rows", "V", "k"), [(3, 2048, 5), (2, 5000, 9), (4, 300, 7)])
@@ -439,9 +506,9 @@ def test_says_what_is_wrong(arguments, message):
 
 
 def test_lingvo_vectors(lingvo_vectors, implementation):
-    for case, arrays in lingvo_vectors("c_search"):
-        if case["kind"] != "beam_helper":
-            continue
+    cases = [(case, arrays) for case, arrays in lingvo_vectors("c_search") if case["kind"] == "beam_helper"]
+    assert cases
+    for case, arrays in cases:
         params = {name.removeprefix("target_"): value for name, value in case["params"].items() if "sos" not in name}
         decoder = Decoder(
             jnp.asarray(arrays["in_tables"]),

@@ -140,3 +140,11 @@ def test_a_wrong_argument_is_named(changed, message):
 def test_there_is_no_c_plus_plus_twin():
     with pytest.raises(RuntimeError, match="greedy_search has no C\\+\\+ twin"):
         greedy_search(lambda ids, step, carry: one_hot(3), [1], eos_id=2, max_steps=4, implementation="cpp")
+
+
+@pytest.mark.parametrize("V", [6, 5000])
+def test_of_two_zeros_the_lower_token_wins(V):
+    scores = jnp.full((2, V), -1.0).at[:, jnp.array([3, V - 1])].set(jnp.array([-0.0, 0.0]))
+    scores = scores.at[1, 0].set(jnp.nan)
+    result = greedy_search(lambda ids, step, carry: (scores, carry), jnp.zeros(2, jnp.int32), eos_id=3, max_steps=2)
+    assert result.ids[:, 0].tolist() == [3, 3]

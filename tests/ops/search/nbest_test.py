@@ -40,6 +40,14 @@ def test_the_best_hyps_of_all_searches_stay(seed, compat):
         np.testing.assert_array_equal(merged.scores[i], np.array(scores, np.float32))
 
 
+def test_a_score_that_is_no_number_is_last():
+    ids = jnp.arange(1, 6, dtype=jnp.int32).reshape(1, 5, 1)
+    scores = jnp.array([[np.nan, -2.0, -0.0, 0.0, 9.0]])
+    merged = merge_beam_search_outputs(5, (ids, jnp.array([[1, 1, 1, 1, 0]]), scores))
+    assert merged.ids[0, :, 0].tolist() == [3, 4, 2, 1, 5]
+    np.testing.assert_array_equal(merged.scores, [[0.0, 0.0, -2.0, np.nan, -np.inf]])
+
+
 def test_what_lingvo_merges(lingvo_vectors):
     cases = [(case, arrays) for case, arrays in lingvo_vectors("c_search") if case["kind"] == "merge_outputs"]
     assert cases

@@ -53,6 +53,19 @@ def test_it_is_top_k_hyps(implementation, length_normalization, coverage_penalty
 
 
 @both
+def test_a_longer_hyp_is_cut(implementation):
+    outs = as_outs(random_state(7, 2, 3, 5, 0, 0.3), np.zeros((5, 6), np.float32))
+    whole, cut = (
+        top_k_from_beam_search_outs(**outs, num_hyps_per_beam=3, max_seq_length=n, implementation=implementation)
+        for n in (5, 2)
+    )
+    assert (np.asarray(whole.lens) > 2).any()
+    np.testing.assert_array_equal(cut.ids, whole.ids[:, :2])
+    np.testing.assert_array_equal(cut.lens, np.minimum(whole.lens, 2))
+    np.testing.assert_array_equal(cut.scores, whole.scores)
+
+
+@both
 @pytest.mark.parametrize(("compat", "score"), [(None, -np.inf), ("lingvo", 0.0)])
 def test_bfloat16_and_where_there_is_no_hyp(implementation, compat, score):
     outs = as_outs(random_state(1, 1, 2, 3, 0, 0.0), np.zeros((3, 2), np.float32))
@@ -72,9 +85,20 @@ def test_bfloat16_and_where_there_is_no_hyp(implementation, compat, score):
     ("changes", "message"),
     [
         ({"num_hyps_per_beam": 4}, r"hyps must be \[T, b \* num_hyps_per_beam = b \* 4\] \(got \[3, 6\]\)"),
-        ({"max_seq_length": 2}, r"max_seq_length must be >= T = 3 of hyps \(got 2\)"),
-        ({"eos_scores": np.zeros((3, 5))}, r"eos_scores must be of the shape of hyps, \[3, 6\] \(got \[3, 5\]\)"),
-        ({"coverage_penalty": 0.1}, r"cumulative_atten_probs must be \[3, 6, S\] for coverage_penalty \(got \[\]\)"),
+        ({"max_seq_length": 0}, r"max_seq_length must be > 0 \(got 0\)"),
+        ({"hyps": np.ones((3, 6))}, r"hyps must be integers \[3, 6\] \(got float32\[3, 6\]\)"),
+        ({"prev_hyps": np.ones((3, 6))}, r"prev_hyps must be integers \[3, 6\] \(got float32\[3, 6\]\)"),
+        ({"done_hyps": np.ones((3, 6))}, r"done_hyps must be bool\[3, 6\] \(got float32\[3, 6\]\)"),
+        (
+            {"cumulative_scores": np.ones((3, 6), int)},
+            r"cumulative_scores must be floats \[3, 6\] \(got int32\[3, 6\]\)",
+        ),
+        ({"eos_scores": np.zeros((3, 5))}, r"eos_scores must be floats \[3, 6\] \(got float32\[3, 5\]\)"),
+        ({"coverage_penalty": 0.1}, r"coverage_penalty must be 0 without cumulative_atten_probs \(got 0.1\)"),
+        (
+            {"coverage_penalty": 0.1, "cumulative_atten_probs": np.zeros((3, 6))},
+            r"cumulative_atten_probs must be floats \[3, 6, any\] \(got float32\[3, 6\]\)",
+        ),
         ({"coverage_penalty": -0.1}, r"coverage_penalty must be >= 0 \(got -0.1\)"),
     ],
 )
@@ -89,8 +113,10 @@ def test_a_wrong_argument_is_named(changes, message):
 def test_lingvos_results(lingvo_vectors, implementation):
     searches = {case["id"]: (case, arrays) for case, arrays in lingvo_vectors("a_beam_search")}
     b, n, T = (max(case[size] for case, _ in searches.values()) for size in "bkT")
-    num_cases = 0
-    for case, arrays in lingvo_vectors("b_results"):
+    kinds = {"fused", "outs_random"}
+    cases = [(case, arrays) for case, arrays in lingvo_vectors("b_results") if case["kind"] in kinds]
+    assert {case["kind"] for case, _ in cases} == kinds
+    for case, arrays in cases:
         k, weights = case["k"], ("length_normalization", "coverage_penalty", "target_seq_length_ratio")
         arguments = {name: case[name] for name in weights}
         covered = arrays.get("cumulative_atten_probs")
@@ -116,7 +142,7 @@ def test_lingvos_results(lingvo_vectors, implementation):
             )
             ids, lens, scores = (np.asarray(x).reshape(b, n, *x.shape[1:])[: search["b"], :k] for x in best)
             ids = ids[..., : search["T"]]
-        elif case["kind"] == "outs_random":
+        else:
             names = ("hyps", "prev_hyps", "done_hyps", "cumulative_scores", "eos_scores", "cumulative_atten_probs")
             best = top_k_from_beam_search_outs(
                 **{name: arrays[name] for name in names},
@@ -128,11 +154,7 @@ def test_lingvos_results(lingvo_vectors, implementation):
                 **arguments,
             )
             ids, lens, scores = (np.asarray(x) for x in best)
-        else:
-            continue
-        num_cases += 1
         np.testing.assert_allclose(scores, arrays["out_scores"], atol=3e-5, rtol=1e-5, err_msg=case["id"])
         np.testing.assert_array_equal(lens, arrays["out_lens"], err_msg=case["id"])
         if not case.get("tied"):
             np.testing.assert_array_equal(ids, arrays["out_ids"], err_msg=case["id"])
-    assert num_cases

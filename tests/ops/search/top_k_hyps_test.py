@@ -90,6 +90,21 @@ def test_of_equal_scores_the_shorter_then_the_lower_slot(implementation):
 
 
 @both
+def test_a_score_that_is_no_number_is_last(implementation):
+    scores = jnp.array([[np.nan, 1.0], [-0.0, -np.inf], [0.0, np.nan], [-np.nan, 2.0]])
+    state = BeamSearchState.create(1, 2, 4, 0)._replace(
+        eos_global_scores=scores,
+        done_hyps=jnp.ones((4, 2), bool).at[3, 0].set(False),
+        eos_ids=jnp.arange(1, 9, dtype=jnp.int32).reshape(4, 2),
+    )
+    ids, lens, got = top_k_hyps(state, 8, implementation=implementation)
+    # -0.0 equals 0.0, and NaN -inf: the shorter, then the lower slot first.
+    order = [8, 2, 3, 5, 1, 4, 6]
+    assert [ids[0, j, n - 1] for j, n in enumerate(lens[0, :7].tolist())] == order
+    np.testing.assert_array_equal(got[0], [2.0, 1.0, 0.0, 0.0, np.nan, -np.inf, np.nan, -np.inf])
+
+
+@both
 @pytest.mark.parametrize(("compat", "score"), [(None, -np.inf), ("lingvo", 0.0)])
 def test_where_there_is_no_hyp(implementation, compat, score):
     # More are asked for than the state could hold.
@@ -144,6 +159,7 @@ def state_of(case, arrays, b, n, T, S):
 def test_lingvos_results(lingvo_vectors, implementation, compat):
     searches = {case["id"]: (case, arrays) for case, arrays in lingvo_vectors("a_beam_search")}
     cases = [(case, arrays) for case, arrays in lingvo_vectors("b_results") if case["kind"] == "search"]
+    assert cases
     sizes = {size: max(case[size] for case, _ in searches.values()) for size in "bkTS"}
     most_hyps = max(case["k"] for case, _ in cases)
     states = {
