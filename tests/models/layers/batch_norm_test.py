@@ -1,10 +1,10 @@
 """BatchNorm: Lingvo's values, and what padding and training do to its statistics."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from layer_gradients import assert_grad, assert_output, outputs_and_grads
 
 from raylingvo.models.layers.batch_norm import BatchNorm
 
@@ -27,10 +27,6 @@ def layer_of(params, features=5):
     return BatchNorm(features, rngs=nnx.Rngs(0), **options, **p)
 
 
-def close(grad, expected, name):
-    np.testing.assert_allclose(grad, expected, atol=3e-5 * max(1, np.abs(expected).max()), rtol=0, err_msg=name)
-
-
 def test_batch_norm_is_lingvos(lingvo_vectors):
     cases = [case for case in lingvo_vectors("i_layers") if case[0]["layer"] == "BatchNormLayer"]
     assert len(cases) >= 4
@@ -48,15 +44,16 @@ def test_batch_norm_is_lingvos(lingvo_vectors):
             y = layer(x, paddings, training=training)
             return y, (layer.mean[...], layer.variance[...])
 
-        y, pullback, (mean, variance) = jax.vjp(run, params, jnp.asarray(arrays["in_x"]), has_aux=True)
-        np.testing.assert_allclose(y, arrays["out_y"], atol=2e-5, err_msg=case["id"])
+        y, (mean, variance), (grads, x) = outputs_and_grads(
+            run, (params, jnp.asarray(arrays["in_x"])), jnp.asarray(arrays["fix_y"])
+        )
+        assert_output(y, arrays["out_y"], case["id"])
         for name, value in {"mean": mean, "variance": variance}.items():
             if f"post_w_moving_{name}" in arrays:
                 np.testing.assert_allclose(value, arrays[f"post_w_moving_{name}"], atol=2e-5, err_msg=case["id"])
-        grads, x = pullback(jnp.asarray(arrays["fix_y"]))
-        close(x, arrays["gin_x"], case["id"])
+        assert_grad(x, arrays["gin_x"], case["id"])
         for name, grad in grads.items():
-            close(grad[...], arrays[f"gw_{NAMES[name]}"], case["id"])
+            assert_grad(grad[...], arrays[f"gw_{NAMES[name]}"], case["id"])
 
 
 def test_padding_counts_neither_in_the_result_nor_in_the_statistics():

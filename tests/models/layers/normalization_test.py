@@ -1,19 +1,15 @@
 """LayerNorm and RmsNorm: Lingvo's values, and formulas written out."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from layer_gradients import assert_grad, assert_output, outputs_and_grads
 
 from raylingvo.models.layers.normalization import LayerNorm, RmsNorm
 
 X = jnp.asarray(np.random.default_rng(0).normal(2.0, 3.0, size=(2, 3, 7)), jnp.float32)
 WEIGHTS = jnp.asarray(np.random.default_rng(1).normal(size=(2, 7)), jnp.float32)
-
-
-def close(grad, expected, name):
-    np.testing.assert_allclose(grad, expected, atol=3e-5 * max(1, np.abs(expected).max()), rtol=0, err_msg=name)
 
 
 def test_layer_norm_is_lingvos(lingvo_vectors):
@@ -28,16 +24,15 @@ def test_layer_norm_is_lingvos(lingvo_vectors):
             if hasattr(layer, name):
                 getattr(layer, name)[...] = jnp.asarray(arrays[f"w_{name}"])
         definition, params = nnx.split(layer)
-        y, pullback = jax.vjp(
-            lambda params, x, definition=definition: nnx.merge(definition, params)(x),
-            params,
-            jnp.asarray(arrays["in_x"]),
+        y, _, (grads, x) = outputs_and_grads(
+            lambda params, x, definition=definition: (nnx.merge(definition, params)(x), None),
+            (params, jnp.asarray(arrays["in_x"])),
+            jnp.asarray(arrays["fix_y"]),
         )
-        np.testing.assert_allclose(y, arrays["out_y"], atol=2e-5, err_msg=case["id"])
-        grads, x = pullback(jnp.asarray(arrays["fix_y"]))
-        close(x, arrays["gin_x"], case["id"])
+        assert_output(y, arrays["out_y"], case["id"])
+        assert_grad(x, arrays["gin_x"], case["id"])
         for name, grad in grads.items():
-            close(grad[...], arrays[f"gw_{name}"], case["id"])
+            assert_grad(grad[...], arrays[f"gw_{name}"], case["id"])
 
 
 @pytest.mark.parametrize("direct", [False, True])

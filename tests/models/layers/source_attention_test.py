@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from layer_gradients import assert_grad, assert_output, outputs_and_grads
 
 from raylingvo.models.layers.additive_attention import AdditiveAttention
 from raylingvo.models.layers.dot_product_attention import DotProductAttention
@@ -31,10 +32,6 @@ HEADS = {
     "additive_hidden": "atten.hidden_var",
 }
 FEATURES = {"PREV_PROBS": "previous", "CUMULATIVE_PROBS": "cumulative"}
-
-
-def close(grad, expected, name):
-    np.testing.assert_allclose(grad, expected, atol=3e-5 * max(1, np.abs(expected).max()), rtol=0, err_msg=name)
 
 
 def layer_of(case, arrays):
@@ -98,24 +95,26 @@ def test_attention_is_lingvos(lingvo_vectors, kind):
             prepared = layer.prepare(source.swapaxes(0, 1), contexts.swapaxes(0, 1), a["in_padding"].T, ids)
             masks = {"paddings_QxS": a.get("in_per_step_padding"), "segment_ids_Q": a.get("in_query_segment_id")}
             if not isinstance(layer, LocationSensitiveAttention):
-                return dict(zip(("context", "probs"), layer(prepared, query, **masks), strict=True))
+                return dict(zip(("context", "probs"), layer(prepared, query, **masks), strict=True)), None
             state = layer.initial_state(query.shape[1], source.shape[0])
             steps = []
             for q in query:
                 context, probs, state = layer(prepared, q, state, **masks)
                 steps.append((context, probs))
             contexts, probs = (jnp.stack(x) for x in zip(*steps, strict=True))
-            return {"context": contexts, "probs": probs, "state": state}
+            return {"context": contexts, "probs": probs, "state": state}, None
 
         inputs = ("src", "ctx", "query")
-        outputs, pullback = jax.vjp(run, params, *(a[f"in_{name}"] for name in inputs))
+        cotangents = {name: a[f"fix_{name}"] for name in ("context", "probs", "state") if f"fix_{name}" in a}
+        outputs, _, (grads, *input_grads) = outputs_and_grads(
+            run, (params, *(a[f"in_{name}"] for name in inputs)), cotangents
+        )
         for name, value in outputs.items():
-            np.testing.assert_allclose(value, arrays[f"out_{name}"], atol=2e-5, err_msg=case["id"])
-        grads, *input_grads = pullback({name: a[f"fix_{name}"] for name in outputs})
+            assert_output(value, arrays[f"out_{name}"], case["id"])
         for name, grad in zip(inputs, input_grads, strict=True):
-            close(grad, arrays[f"gin_{name}"], case["id"])
+            assert_grad(grad, arrays[f"gin_{name}"], case["id"])
         for name, grad in grads.items():
-            close(grad[...], arrays[f"gw_{names[name]}"], case["id"])
+            assert_grad(grad[...], arrays[f"gw_{names[name]}"], case["id"])
         if "out_state0" in arrays:
             np.testing.assert_array_equal(layer.initial_state(*arrays["out_state0"].shape[::2]), arrays["out_state0"])
 
