@@ -9,7 +9,9 @@ from typing import Literal
 from raylingvo.config import FrozenDict
 from raylingvo.data.dataset import Dataset
 from raylingvo.models.task import Task
-from raylingvo.training.learner import Learner
+from raylingvo.training.learner import Learner, by_name, loss_names
+from raylingvo.training.paths import check_pattern
+from raylingvo.training.schedules import Schedule
 
 # Which snapshots an Evaler or Decoder works on: the newest one whenever it is free (the others are counted as
 # skipped), every one in order (they wait for it in the store), or only the run's last one.
@@ -100,6 +102,25 @@ class EarlyStop:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """Start with variables of a checkpoint of another run, once: a run that goes on takes its own.
+
+    The first rule (pattern, replacement) whose regular expression matches a variable's whole path gives the name in the
+    checkpoint. A variable that none matches begins as usual.
+    """
+
+    logdir: str  # relative to where the run is started
+    checkpoint: str = "latest"  # or a step
+    rules: tuple[tuple[str, str], ...] = (("(.*)", r"\1"),)
+
+    def __post_init__(self) -> None:
+        if self.checkpoint != "latest" and not self.checkpoint.isdecimal():
+            raise ValueError(f"checkpoint must be latest or a step (got {self.checkpoint!r})")
+        for pattern, replacement in self.rules:
+            check_pattern("rules", pattern, replacement)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
     """The Trainer's settings."""
 
@@ -117,10 +138,27 @@ class Train:
     max_rollbacks: int = 3
     # How often a Trainer that died (not one that failed) is started again from its newest state.
     max_restarts: int = 3
+    # Moving averages of the weights: Evalers and Decoders get them in the place of the weights. The decay is ema_decay
+    # (0: off), or the value of ema_schedule, such as EmaDecay, if there is one. ema_decay_moving_vars: average also
+    # the variables that are not trained, such as moving statistics.
+    ema_decay: float = 0.0
+    ema_schedule: Schedule | None = None
+    ema_decay_moving_vars: bool = False
+    # Gaussian noise on the weights, of this standard deviation (0: off), while training, from this step on, for the
+    # variables in whose path this regular expression is found (None: all).
+    vn_std: float = 0.0
+    vn_start_step: int = 0
+    vn_variables: str | None = None
+    warm_start: WarmStart | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "batch_size", "max_steps", "report_every_steps", "max_nonfinite_in_a_row")
-        _at_least(self, 0, "seed", "max_rollbacks", "max_restarts")
+        _at_least(self, 0, "seed", "max_rollbacks", "max_restarts", "vn_std", "vn_start_step")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1) (got {self.ema_decay})")
+        if self.ema_schedule is not None and not self.ema_decay:
+            raise ValueError(f"ema_schedule needs ema_decay > 0 (got {self.ema_decay})")
+        check_pattern("vn_variables", self.vn_variables)
         if self.seed >= 2**32:  # of which JAX would silently keep the lower 32 bits
             raise ValueError(f"seed must be < 2^32 (got {self.seed})")
 
@@ -166,19 +204,22 @@ class Experiment:
     """Everything that determines a run, except where it runs.
 
     `eval` and `decode` are keyed by dataset name: there is one Evaler, and one Decoder, for each entry.
+    `learner` may be several, by name, each with its loss and its variables.
     Raises ValueError when the parts do not fit together.
     """
 
     name: str = ""
     task: Task
     datasets: Mapping[str, Dataset]
-    learner: Learner
+    learner: Learner | Mapping[str, Learner]
     train: Train
     eval: Mapping[str, Reading] = FrozenDict()
     decode: Mapping[str, Reading] = FrozenDict()
     resources: Resources = Resources()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.learner, Learner):
+            object.__setattr__(self, "learner", by_name(self.learner))
         for field in ("datasets", "eval", "decode"):
             object.__setattr__(self, field, FrozenDict(getattr(self, field)))
         for field, names in (("train.dataset", [self.train.dataset]), ("eval", self.eval), ("decode", self.decode)):
@@ -193,6 +234,16 @@ class Experiment:
                 raise ValueError(
                     f"{field}: {metric!r} is of a dataset that is not evaluated; eval has {', '.join(self.eval)}"
                 )
+
+    @property
+    def learners(self) -> Mapping[str, Learner]:
+        """By name; one learner has the name learner.ONLY."""
+        return by_name(self.learner)
+
+    @property
+    def loss_names(self) -> Mapping[str, str]:
+        """The metric that each learner minimises, or learner.TASK_LOSS."""
+        return loss_names(self.learners)
 
     def watched_metrics(self) -> dict[str, str]:
         """Dotted key -> DATASET/NAME of the evaluation metrics that steer the run."""

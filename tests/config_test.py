@@ -8,6 +8,7 @@ import dataclasses
 import enum
 import pickle
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -517,6 +518,39 @@ def test_a_field_that_a_config_cannot_hold_is_a_mistake_of_its_author():
         dump(Unfit())
     with pytest.raises(TypeError, match=r"Alike\.layer: .* give dataclasses a common base class"):
         dump(Alike())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneOrMore:
+    learner: Learner | Mapping[str, Learner] = Learner()
+
+
+def test_a_dataclass_or_names_of_such():
+    one = OneOrMore()
+    two = override(one, {"learner": "{a: {learning_rate: 0.5}, b: {}}"})
+    assert two == OneOrMore(learner=FrozenDict({"a": Learner(learning_rate=0.5), "b": Learner()}))
+    for exp in (one, two):
+        assert load(dump(exp), OneOrMore) == exp
+    assert override(two, {"learner.b.schedule.level": "2", "learner.c": "{}"}).learner == {
+        "a": Learner(learning_rate=0.5),
+        "b": Learner(schedule=Constant(level=2.0)),
+        "c": Learner(),
+    }
+    assert override(one, {"learner.learning_rate": "2"}).learner == Learner(learning_rate=2.0)
+    assert override(two, {"learner": "{learning_rate: 3}"}).learner == Learner(learning_rate=3.0)
+    assert "learner.a.learning_rate" in flatten(two)
+    for key, value, message in [
+        (
+            "learner",
+            "fast",
+            "learner: expected a Learner, {field: value, ...}, or names of such, {name: {field: value, ",
+        ),
+        ("learner", "{a: 3}", "learner.a: expected a Learner, {field: value, ...} (got 3)"),
+        ("learner", "{learning_rate: 3, a: {}}", "unknown key learner.a (got {})"),
+        ("learner.lr", "1", "unknown key learner.lr (got '1'); did you mean learner.learning_rate (a finite float)?"),
+    ]:
+        with pytest.raises(RequestError, match=f"^{re.escape(message)}"):
+            override(one, {key: value})
 
 
 def test_frozen_dict_is_a_value():

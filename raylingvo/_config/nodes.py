@@ -81,6 +81,10 @@ class Node(Container):
             return {CLASS: self.open(current)[1].get(CLASS), **value}
         return value
 
+    def has_a_field(self, parts: Mapping[str, Any]) -> bool:
+        """Whether one of the parts can be one of the dataclass, its class included."""
+        return CLASS in parts or any(name in field_types(self._declared) for name in parts)
+
     def _class(self, parts: Mapping[str, Any], key: str) -> type:
         """The class that the parts name, else the declared one. Raises RequestError if the field cannot hold it."""
         named = parts.get(CLASS, self._declared)
@@ -100,6 +104,43 @@ class Node(Container):
         return f"{expected}, such as {', '.join(known[:5])}" if known else expected
 
 
+class NodeOrMap(FieldType):
+    """A dataclass, or a mapping from names to such dataclasses: X | Mapping[str, X].
+
+    In the plain form, where both are mappings, it is a dataclass if a key is CLASS or the name of a field of X, or if
+    there is no key.
+    """
+
+    shape = "mapping"
+
+    def __init__(self, node: Node, named: Map) -> None:
+        self._node, self._map = node, named
+        self.expected = f"{node.expected}, or names of such, {{name: {{field: value, ...}}, ...}}"
+
+    def _type(self, value: Any) -> Container:
+        is_map = isinstance(value, Mapping) and value and not self._node.has_a_field(value)
+        return self._map if is_map else self._node
+
+    def accepts(self, value: Any) -> bool:
+        return self._type(value).accepts(value)
+
+    def read(self, text: str, key: str) -> Any:
+        return self._node.read(text, key)
+
+    def plain(self, value: Any) -> Any:
+        return self._type(value).plain(value)
+
+    def build(self, value: Any, key: str, *, complete: bool) -> Any:
+        return self._type(value).build(self.check(value, key), key, complete=complete)
+
+    def open(self, value: Any) -> tuple[Container, dict[str, Any]] | None:
+        return self._type(value).open(value)
+
+    def keep_class(self, value: Any, current: Any) -> Any:
+        types = self._type(value), self._type(current)
+        return types[0].keep_class(value, current) if types[0] is types[1] else value
+
+
 def field_type(hint: Any) -> FieldType:
     """The field type of a resolved annotation. Raises TypeError if a config cannot hold such values."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -108,6 +149,8 @@ def field_type(hint: Any) -> FieldType:
     if origin is typing.Literal and all(type(arg) in (type(None), bool, int, str) for arg in args):
         return Choice(args)
     if origin in (typing.Union, types.UnionType):
+        if isinstance(args[0], type) and dataclasses.is_dataclass(args[0]) and args[1:] == (Mapping[str, args[0]],):
+            return NodeOrMap(Node(args[0]), Map(FrozenDict, Node(args[0])))
         return Union([field_type(arg) for arg in args])
     if origin is tuple and args[-1:] != (...,):
         return List(tuple, [field_type(arg) for arg in args])

@@ -19,10 +19,12 @@ from raylingvo.experiment import Experiment
 from raylingvo.metrics.means import to_means
 from raylingvo.monitor.atomic import write_atomically
 from raylingvo.training import checkpoints
+from raylingvo.training.average import exchanged
 from raylingvo.training.host_copy import HostCopier, decode, encode, nbytes
 from raylingvo.training.shapes import StepForShapes
 from raylingvo.training.state import TrainState, init_state, variable_lines
 from raylingvo.training.step import make_train_step
+from raylingvo.training.warm_start import warm_started
 
 
 class TrainingFailed(RuntimeError):
@@ -151,6 +153,8 @@ class Trainer:
             self._input.restore(position["input"])
             last_report = position["last_report"]
             self._rollbacks, self._skipped_updates = position["rollbacks"], position["skipped_updates"]
+        else:
+            state = self._warm_started(state)
         self._state = state
         self._step = int(state.step)
         # What the store or the disk does not have of this step is given to it at the end, if there is no further step.
@@ -167,6 +171,11 @@ class Trainer:
         writer = checkpoints.CheckpointWriter(self._logdir, settings.checkpoints, self._happened)
         self._writer = resources.enter_context(contextlib.closing(writer))
         self._phase = "training"
+
+    def _warm_started(self, state: TrainState) -> TrainState:
+        """An initial state, with what `train.warm_start` takes from another run."""
+        warm_start = self._settings.warm_start
+        return state if warm_start is None else warm_started(state, warm_start)
 
     def _next_batch(self) -> Any:
         start = time.monotonic()
@@ -196,7 +205,7 @@ class Trainer:
         self._rollbacks += 1
         # A run that was interrupted in the middle of a streak has left a checkpoint of it: none to go back to.
         states = (state for state, *_ in self._saved_states() if not state.nonfinite_in_a_row)
-        good = next(states, None) or init_state(self._experiment, self._any_batch)
+        good = next(states, None) or self._warm_started(init_state(self._experiment, self._any_batch))
         # The step after that one may be under way: it belongs to the same streak.
         self._skipped_updates += int(self._state.nonfinite_in_a_row) > count
         # Only the weights and the optimizer go back. Step and input go on: the same batches would fail again.
@@ -204,6 +213,7 @@ class Trainer:
         self._state = self._state._replace(
             weights=jax.device_put(good.weights),
             opt_state=jax.device_put(good.opt_state),
+            average=jax.device_put(good.average),
             nonfinite_in_a_row=jax.numpy.zeros((), jax.numpy.int32),
         )
         return True
@@ -242,8 +252,9 @@ class Trainer:
             return
         with_rest = last or (good and self._num_snapshots % self._settings.snapshots.state_every == 0)
 
-        weights = self._copier.copy(self._state.weights)
-        rest = self._copier.copy(self._state._replace(weights=None)) if with_rest or to_checkpoint else []
+        state = exchanged(self._state)
+        weights = self._copier.copy(state.weights)
+        rest = self._copier.copy(state._replace(weights=None)) if with_rest or to_checkpoint else []
         lease = self._copier.lease([*weights, *rest], users=to_store + to_checkpoint)
         position = {
             "input": self._input.state(),
@@ -287,13 +298,13 @@ class Trainer:
                 yield self._published_state(published[1])
                 published = None
             state, position = checkpoints.restore(self._logdir, step, self._abstract)
-            yield jax.tree.map(jax.numpy.array, state), position, False
+            yield jax.tree.map(jax.numpy.array, exchanged(state)), position, False
         if published is not None:
             yield self._published_state(published[1])
 
     def _published_state(self, snapshot: Snapshot) -> tuple[TrainState, dict[str, Any], bool]:
         assert snapshot.rest is not None and snapshot.position is not None  # it is a *whole* state
-        state = self._join(snapshot.weights, snapshot.rest)
+        state = exchanged(self._join(snapshot.weights, snapshot.rest))
         # A copy: the step donates its input, which must not be memory of the object store.
         return jax.tree.map(jax.numpy.array, state), snapshot.position, True
 

@@ -200,6 +200,15 @@ def restore_weights(logdir: Path, step: int, abstract_weights: Any) -> list[np.n
     return encode(found)
 
 
+def restore_all_weights(logdir: Path, step: int) -> dict[str, Any]:
+    """The weights of checkpoint `step` of whatever model: {"params": nested dicts of arrays, "extra": ..}.
+
+    All keys are strings, those of lists too. Raises RequestError if it cannot be read.
+    """
+    weights = _restore(logdir, step, None).state["weights"]
+    return {kind: weights.get(kind) or {} for kind in ("params", "extra")}
+
+
 def _check_shapes(logdir: Path, step: int, abstract: Any, found: Iterable[Any]) -> None:
     """Orbax compares the names only, and gives what is on disk."""
     for (path, want), leaf in zip(jax.tree_util.tree_leaves_with_path(abstract), found, strict=True):

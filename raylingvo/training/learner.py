@@ -3,37 +3,93 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Literal
 
-import optax
-
+from raylingvo.config import FrozenDict
+from raylingvo.training.grad_norm_tracker import GradNormTracker
 from raylingvo.training.optimizers import Adam, Optimizer
+from raylingvo.training.paths import check_pattern, matches
 from raylingvo.training.schedules import Constant, Schedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learner:
-    """One update rule: rate x schedule(step), through an optimizer, after an optional clip.
+    """One update rule, for the variables it trains.
 
-    The schedule multiplies `learning_rate` and is a pure function of the step. An update whose loss or gradients are
-    not finite is skipped as a whole (see training/step.py). Lingvo: core/learner.py.
+    In this order (training/update.py): gradients of the loss; L2, then L1; the norm; clipping, and whether the update
+    is dropped; the optimizer, at learning_rate x schedule(step). An update whose loss or gradients are not finite is
+    always dropped. Regular expressions are searched for in paths such as "layers/0/kernel". Lingvo: core/learner.py.
     """
 
     learning_rate: float
     schedule: Schedule = Constant()
     optimizer: Optimizer = Adam()
-    clip_gradient_norm_to_value: float = 0.0  # global L2 norm; 0: off
+    # The global L2 norm, or that of each variable by itself, is at most this; 0: off.
+    clip_gradient_norm_to_value: float = 0.0
+    clip_gradient_single_norm_to_value: float = 0.0
+    # Drop updates of a global norm at or above this; 0: off.
+    grad_norm_to_clip_to_zero: float = 0.0
+    grad_norm_tracker: GradNormTracker | None = None
+    # False: the optimizer sees the gradients as they are; nothing is clipped or dropped but what is not finite.
+    scale_gradients: bool = True
+    # A dropped update leaves weights and slots as they were ("skip"), or the optimizer gets gradients of 0 and moves on
+    # by what it remembers ("zero", as in Lingvo).
+    dropped_updates: Literal["skip", "zero"] = "skip"
+    # Add w / 2 x the sum of squares, or w x the sum of absolute values, of the variables to what is minimised, but not
+    # of those that `skip_lp_regularization` matches. Lingvo's layers say themselves which they are.
+    l2_regularizer_weight: float | None = None
+    l1_regularizer_weight: float | None = None
+    skip_lp_regularization: str | None = None
+    # Which variables it trains: those that match the filter (None: all) and not the exclusion.
+    bprop_variable_filter: str | None = None
+    bprop_variable_exclusion: str | None = None
+    # The metric of `Task.loss` to minimise. None: the loss itself; for one of several learners, the metric of its name.
+    loss_name: str | None = None
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be > 0 (got {self.learning_rate})")
-        if not self.clip_gradient_norm_to_value >= 0:
-            raise ValueError(f"clip_gradient_norm_to_value must be >= 0 (got {self.clip_gradient_norm_to_value})")
+        for field in (
+            "clip_gradient_norm_to_value",
+            "clip_gradient_single_norm_to_value",
+            "grad_norm_to_clip_to_zero",
+            "l2_regularizer_weight",
+            "l1_regularizer_weight",
+        ):
+            value = getattr(self, field)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{field} must be >= 0 (got {value})")
+        if self.clip_gradient_norm_to_value and self.clip_gradient_single_norm_to_value:
+            raise ValueError(
+                "clip_gradient_norm_to_value and clip_gradient_single_norm_to_value exclude each other "
+                f"(got {self.clip_gradient_norm_to_value}, {self.clip_gradient_single_norm_to_value})"
+            )
+        for field in ("skip_lp_regularization", "bprop_variable_filter", "bprop_variable_exclusion"):
+            check_pattern(field, getattr(self, field))
 
-    def build(self) -> optax.GradientTransformation:
-        """Gradients -> direction of unit rate. The step multiplies it by -learning_rate * schedule(step).
+    def trains(self, path: str) -> bool:
+        """Whether the variable of this path is one that it trains."""
+        chosen = self.bprop_variable_filter is None or matches(self.bprop_variable_filter)(path)
+        return chosen and not matches(self.bprop_variable_exclusion)(path)
 
-        The rate is kept out of the transformation, as an array in the train state, so that a sweep changes it
-        without recompiling.
-        """
-        clip = self.clip_gradient_norm_to_value
-        return optax.chain(*([optax.clip_by_global_norm(clip)] if clip else []), self.optimizer.build())
+
+ONLY = ""  # the name of a learner that is the only one
+TASK_LOSS = ""  # the loss that `Task.loss` returns, in place of the name of a metric
+
+
+def by_name(learner: Learner | Mapping[str, Learner]) -> Mapping[str, Learner]:
+    """The learners of an experiment: one, under the name ONLY, or several. Raises ValueError for a bad name."""
+    if isinstance(learner, Learner):
+        return FrozenDict({ONLY: learner})
+    if not learner:
+        raise ValueError("learner must be one, or at least one by name (got none)")
+    for name in learner:
+        if not name.isidentifier() or name in Learner.__dataclass_fields__:
+            raise ValueError(f"learner: {name!r} is not a name of letters, digits and _, or is that of a field")
+    return FrozenDict(learner)
+
+
+def loss_names(learners: Mapping[str, Learner]) -> dict[str, str]:
+    """The metric that each learner minimises, or TASK_LOSS."""
+    return {name: learner.loss_name or (TASK_LOSS if name == ONLY else name) for name, learner in learners.items()}

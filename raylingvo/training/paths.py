@@ -6,11 +6,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-Name = str | int  # of an attribute or of an item of a list
 
-
-def names(tree: Mapping[Name, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, leaf) for every leaf of nested dicts, in their order."""
+def names(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, leaf) for every leaf of nested dicts, in their order. Keys are names, or indices of what was a list."""
     for name, value in tree.items():
         path = f"{prefix}{name}"
         if isinstance(value, Mapping):
@@ -19,7 +17,7 @@ def names(tree: Mapping[Name, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield path, value
 
 
-def select(tree: Mapping[Name, Any], keep: Callable[[str], bool], prefix: str = "") -> dict[Name, Any]:
+def select(tree: Mapping[Any, Any], keep: Callable[[str], bool], prefix: str = "") -> dict[Any, Any]:
     """The nested dicts with the leaves whose path is kept, without dicts that hold none."""
     selected = {}
     for name, value in tree.items():
@@ -32,7 +30,7 @@ def select(tree: Mapping[Name, Any], keep: Callable[[str], bool], prefix: str = 
     return selected
 
 
-def merge(tree: Mapping[Name, Any], part: Mapping[Name, Any]) -> dict[Name, Any]:
+def merge(tree: Mapping[Any, Any], part: Mapping[Any, Any]) -> dict[Any, Any]:
     """`tree` with the leaves of `part`, which `select` has taken from a tree of this structure, in their places."""
     merged = dict(tree)
     for name, value in part.items():
@@ -48,9 +46,20 @@ def matches(pattern: str | None) -> Callable[[str], bool]:
     return lambda path: compiled.search(path) is not None
 
 
-def check_pattern(field: str, pattern: str | None) -> None:
-    """Raises ValueError if `pattern` is not a regular expression."""
+def check_pattern(field: str, pattern: str | None, replacement: str | None = None) -> None:
+    """Raises ValueError if `pattern` is not a regular expression, or `replacement` not a template for its matches."""
     try:
-        re.compile(pattern or "")
+        compiled = re.compile(pattern or "")
     except re.error as error:
         raise ValueError(f"{field} must be a regular expression: {error} (got {pattern!r})") from error
+    # A match of the same groups, if of nothing: what the template refers to is checked when it is expanded.
+    groups = "".join(f"(?P<{name}>)" if name else "()" for name in _group_names(compiled))
+    try:
+        re.match(groups, "").expand(replacement or "")  # pyright: ignore[reportOptionalMemberAccess]
+    except (re.error, IndexError) as error:
+        raise ValueError(f"{field}: {replacement!r} does not fit {pattern!r}: {error}") from error
+
+
+def _group_names(pattern: re.Pattern[str]) -> list[str | None]:
+    by_index = {index: name for name, index in pattern.groupindex.items()}
+    return [by_index.get(index) for index in range(1, pattern.groups + 1)]

@@ -11,6 +11,8 @@ from flax import nnx
 
 from raylingvo.errors import RequestError
 from raylingvo.metrics.means import Totals, zeros_like_metrics
+from raylingvo.training import update
+from raylingvo.training.learner import ONLY, TASK_LOSS
 
 if TYPE_CHECKING:
     from raylingvo.experiment import Experiment
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 # Nested dicts of arrays, keyed by the attribute names of the module tree: {"conv1": {"kernel": f32[5, 5, 1, 20]}, ...}
 Variables = dict[str, Any]
 
-# What the train step adds to the task's own metrics.
-STEP_METRICS = ("learning_rate", "grad_norm/all", "var_norm/all", "num_skipped_updates")
+# What the train step adds to the task's own metrics, besides those of each learner.
+STEP_METRICS = ("has_nan_or_inf", "num_skipped_updates")
 
 
 class Weights(NamedTuple):
@@ -35,11 +37,13 @@ class TrainState(NamedTuple):
 
     step: jax.Array  # i32[], batches consumed; updates made are fewer if some were skipped
     weights: Weights
-    opt_state: Any
-    learning_rate: jax.Array  # f32[], before the schedule; an array, so that a sweep changes it without recompiling
+    opt_state: Any  # update.LearnerState, or with several learners one by name
+    # f32[] before the schedule; by name with several. An array, so that a sweep changes it without recompiling.
+    learning_rate: Any
     rng: jax.Array  # u32[2], key data; step k uses fold_in(rng, k), so it never changes
     totals: Totals  # of the metrics since the last report
     nonfinite_in_a_row: jax.Array  # i32[], skipped updates since the last good one
+    average: Weights | tuple[()] = ()  # moving averages, if `train.ema_decay` is on (training/average.py)
 
 
 class Model:
@@ -88,20 +92,34 @@ def init_state(experiment: Experiment, batch: Any) -> TrainState:
     def loss_metrics(weights: Weights, batch: Any) -> Any:
         return task.loss(model.merge(weights), batch, seed)[1]
 
-    names = [*jax.eval_shape(loss_metrics, model.abstract, batch), *STEP_METRICS]
+    metrics = jax.eval_shape(loss_metrics, model.abstract, batch)
+    learners = experiment.learners
+    update.partition(learners, model.abstract.params)  # refuses what cannot be
+    for name, of in experiment.loss_names.items():
+        if of != TASK_LOSS and of not in metrics:
+            key = f"learner.{name}.loss_name" if name != ONLY else "learner.loss_name"
+            raise RequestError(
+                f"{key}: the loss of {type(task).__name__} has no metric {of!r}; it has {', '.join(metrics)}"
+            )
+    of_learners = [update.metric_name(m, name) for name, one in learners.items() for m in update.metric_names(one)]
+    names = [*metrics, *of_learners, *STEP_METRICS]
 
     @jax.jit  # One program instead of one per variable: most of the time is compilation.
     def init() -> TrainState:
         init_rng, step_rng = jax.random.split(seed)
         weights = Model.split(task.init(nnx.Rngs(init_rng)))
+        parts = update.partition(learners, weights.params)
+        opt_state = {name: update.init(learner, parts[name]) for name, learner in learners.items()}
+        rates = {name: jnp.asarray(learner.learning_rate, jnp.float32) for name, learner in learners.items()}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             weights=weights,
-            opt_state=experiment.learner.build().init(weights.params),
-            learning_rate=jnp.asarray(experiment.learner.learning_rate, jnp.float32),
+            opt_state=opt_state.get(ONLY, opt_state),
+            learning_rate=rates.get(ONLY, rates),
             rng=jax.random.key_data(step_rng),
             totals=zeros_like_metrics(dict.fromkeys(names)),
             nonfinite_in_a_row=jnp.zeros((), jnp.int32),
+            average=jax.tree.map(jnp.copy, weights) if experiment.train.ema_decay else (),
         )
 
     return init()

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from raylingvo.metrics.means import accumulate
+from raylingvo.training import update
+from raylingvo.training.average import averaged
+from raylingvo.training.learner import ONLY, TASK_LOSS
+from raylingvo.training.noise import with_noise
+from raylingvo.training.paths import merge
 from raylingvo.training.state import Model, TrainState, Weights
 
 if TYPE_CHECKING:
@@ -22,46 +26,77 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple
     The second result repeats a field of the state, as an array of its own: the caller may read it after the state has
     been donated to the next step. An update whose loss or gradients are not finite leaves weights and optimizer as
     they were; its batch counts as consumed, its metrics do not count, and `num_skipped_updates` does.
-    (Lingvo scales such a gradient by 0, with which Adam still moves.)
+    (Lingvo scales such a gradient by 0, with which Adam still moves: see `Learner.dropped_updates`.)
+    Of several learners none makes an update if that of one is not finite.
     """
-    task, learner = experiment.task, experiment.learner
+    task, learners, loss_names = experiment.task, experiment.learners, experiment.loss_names
     model = Model(task)
-    optimizer = learner.build()
+    several = ONLY not in learners
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        params = state.weights.params
+        parts = update.partition(learners, params)
 
-        def loss_fn(params: Any) -> Any:
-            module = model.merge(Weights(params, state.weights.extra))
+        def losses_fn(parts: dict[str, Any]) -> Any:
+            trained = _merged(params, parts)
+            module = model.merge(Weights(with_noise(experiment.train, trained, state.step, rng), state.weights.extra))
             loss, metrics = task.loss(module, batch, rng)
-            return loss, (metrics, Model.split(module).extra)
+            losses = {name: loss if name == TASK_LOSS else metrics[name][0] for name in loss_names.values()}
+            return losses, (metrics, Model.split(module).extra)
 
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (metrics, extra)), grads = grad_fn(state.weights.params)
-        grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-
-        direction, opt_state = optimizer.update(grads, state.opt_state, state.weights.params)
-        rate = state.learning_rate * learner.schedule(state.step)
-        params = jax.tree.map(lambda p, d: (p - rate * d).astype(p.dtype), state.weights.params, direction)
-        updated, kept = (Weights(params, extra), opt_state), (state.weights, state.opt_state)
-        weights, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, kept)
-
-        good = finite.astype(jnp.float32)
-        metrics = {name: (value, weight * good) for name, (value, weight) in metrics.items()} | {
-            "learning_rate": (rate, good),
-            "grad_norm/all": (grad_norm, good),
-            "var_norm/all": (optax.tree.norm(weights.params), good),
-            "num_skipped_updates": (1.0 - good, 1.0),
+        # Each loss has gradients of its own; the forward pass is the same.
+        losses, pull_back, (metrics, extra) = jax.vjp(losses_fn, parts, has_aux=True)
+        zeros = jax.tree.map(jnp.zeros_like, losses)
+        grads = {name: pull_back(zeros | {name: jnp.ones_like(loss)})[0] for name, loss in losses.items()}
+        gradients = {
+            name: update.regularize(learner, grads[loss_names[name]][name], parts[name])
+            for name, learner in learners.items()
         }
+        checked = [*losses.values(), *(part.norm for part in gradients.values())]
+        finite = jnp.isfinite(checked[0])
+        for value in checked[1:]:
+            finite = finite & jnp.isfinite(value)
+        good = finite.astype(jnp.float32)
+        metrics = {name: (value, weight * good) for name, (value, weight) in metrics.items()}
+
+        rates = state.learning_rate if several else {ONLY: state.learning_rate}
+        before = state.opt_state if several else {ONLY: state.opt_state}
+        opt_states, updated = {}, {}
+        for name, learner in learners.items():
+            multiplier = learner.schedule(state.step)
+            rate = rates[name] * multiplier
+            updated[name], opt_states[name], scale = update.apply(
+                learner, gradients[name], finite, before[name], parts[name], rate
+            )
+            of_update = gradients[name].metrics | {"learning_rate": rate, "lr_schedule": multiplier}
+            metrics |= {update.metric_name(key, name): (value, good) for key, value in of_update.items()}
+            metrics |= {update.metric_name("grad_scale_all", name): (scale, 1.0)}
+        metrics |= {"has_nan_or_inf": (1.0 - good, 1.0), "num_skipped_updates": (1.0 - good, 1.0)}
+
+        # What the forward pass has changed, statistics of a normalisation for example, counts if it is finite.
+        extra = jax.tree.map(lambda new, old: jnp.where(finite, new, old), extra, state.weights.extra)
+        weights = Weights(_merged(params, updated), extra)
+        average = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            averaged(experiment.train, state.average, weights, state.step),
+            state.average,
+        )
         nonfinite_in_a_row = jnp.where(finite, 0, state.nonfinite_in_a_row + 1)
         next_state = state._replace(
             step=state.step + 1,
             weights=weights,
-            opt_state=opt_state,
+            opt_state=opt_states if several else opt_states[ONLY],
+            average=average,
             totals=accumulate(state.totals, metrics),
             nonfinite_in_a_row=nonfinite_in_a_row,
         )
         return next_state, nonfinite_in_a_row
 
     return train_step
+
+
+def _merged(params: Any, parts: dict[str, Any]) -> Any:
+    for part in parts.values():
+        params = merge(params, part)
+    return params

@@ -41,3 +41,10 @@ def test_a_bad_pattern_is_refused():
     check_pattern("bprop_variable_filter", None)
     with pytest.raises(ValueError, match=r"bprop_variable_filter must be a regular expression: .* \(got '\['\)"):
         check_pattern("bprop_variable_filter", "[")
+
+
+def test_a_replacement_must_fit_the_pattern():
+    check_pattern("rules", r"old/(.*)/(?P<last>\w+)", r"new/\1/\g<last>")
+    for replacement in (r"\2", r"\g<last>"):
+        with pytest.raises(ValueError, match=r"^rules: '.*' does not fit 'old/\(\.\*\)': "):
+            check_pattern("rules", "old/(.*)", replacement)

@@ -8,6 +8,8 @@ import toy
 from flax import nnx
 
 from raylingvo.errors import RequestError
+from raylingvo.training import update
+from raylingvo.training.learner import Learner
 from raylingvo.training.state import STEP_METRICS, Model, init_state, num_params, variable_lines
 
 BATCH = toy.batches(1)[0]
@@ -32,13 +34,13 @@ def test_it_starts_at_zero_with_a_total_for_every_metric():
     state = init_state(toy.experiment(), BATCH)
     assert (int(state.step), int(state.nonfinite_in_a_row)) == (0, 0)
     assert float(state.learning_rate) == np.float32(0.05)
-    assert set(state.totals) == {"loss", "num_rows", *STEP_METRICS}
+    assert set(state.totals) == {"loss", "num_rows", *update.metric_names(Learner(learning_rate=1.0)), *STEP_METRICS}
     assert all(float(x) == 0 for x in jax.tree.leaves(state.totals))
 
 
 def test_no_two_leaves_share_a_buffer():
     """The state is donated to the step, which a buffer that occurs twice forbids."""
-    leaves = jax.tree.leaves(init_state(toy.experiment(), BATCH))
+    leaves = jax.tree.leaves(init_state(toy.experiment(ema_decay=0.9), BATCH))
     assert len({x.unsafe_buffer_pointer() for x in leaves}) == len(leaves)
 
 

@@ -1,0 +1,44 @@
+"""Moving averages of weights, which evaluate better than the weights themselves (arXiv:1412.6980, section 7.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from raylingvo.training.state import TrainState, Weights
+
+if TYPE_CHECKING:
+    from raylingvo.experiment import Train
+
+
+def averaged(settings: Train, average: Weights | tuple[()], weights: Weights, step: jax.Array) -> Weights | tuple[()]:
+    """The average after a step: decay * average + (1 - decay) * weights, if `train.ema_decay` is on.
+
+    weights: after the update of the batch number `step`. Variables that are not trained are taken as they are, unless
+    `train.ema_decay_moving_vars`. Lingvo: ema_decay and ema_schedule of p.train.
+    """
+    if not isinstance(average, Weights):
+        return ()
+    decay = settings.ema_schedule(step) if settings.ema_schedule is not None else jnp.float32(settings.ema_decay)
+
+    def mix(old: jax.Array, new: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return (new + decay * (old - new)).astype(new.dtype)
+
+    extra: Any = weights.extra
+    if settings.ema_decay_moving_vars:
+        extra = jax.tree.map(mix, average.extra, extra)
+    return Weights(jax.tree.map(mix, average.params, weights.params), extra)
+
+
+def exchanged(state: TrainState) -> TrainState:
+    """The state with the averages in the place of the weights, and the reverse; the state itself without averages.
+
+    So are snapshots and checkpoints: whoever reads weights gets what is to be evaluated. It is its own inverse.
+    """
+    if not isinstance(state.average, Weights):
+        return state
+    return state._replace(weights=state.average, average=state.weights)

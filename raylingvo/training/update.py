@@ -1,0 +1,119 @@
+"""How learners turn gradients into new weights: pure functions, called by the train step and nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from raylingvo.errors import RequestError
+from raylingvo.training.grad_norm_tracker import TrackerState
+from raylingvo.training.learner import ONLY, Learner
+from raylingvo.training.paths import matches, merge, names, select
+
+
+class LearnerState(NamedTuple):
+    """What one learner remembers between steps."""
+
+    slots: Any  # of the optimizer
+    tracker: TrackerState | tuple[()]  # (): the learner has none
+
+
+class Gradients(NamedTuple):
+    """The gradients of one learner, regularisers included, before they are scaled."""
+
+    grads: Any
+    norm: jax.Array  # f32[], global
+    metrics: dict[str, jax.Array]
+
+
+def init(learner: Learner, params: Any) -> LearnerState:
+    """The state before the first step. params: the variables that the learner trains."""
+    tracker = learner.grad_norm_tracker
+    return LearnerState(learner.optimizer.build().init(params), tracker.init() if tracker else ())
+
+
+def metric_names(learner: Learner) -> list[str]:
+    """What the train step reports of one learner."""
+    found = ["learning_rate", "lr_schedule", "grad_norm/all", "var_norm/all", "grad_scale_all"]
+    found += ["l2_loss"] if learner.l2_regularizer_weight is not None else []
+    return found + (["l1_loss"] if learner.l1_regularizer_weight is not None else [])
+
+
+def metric_name(name: str, learner: str) -> str:
+    """The name of a metric of one learner; with several, each has its own."""
+    return name if learner == ONLY else f"{name}/{learner}"
+
+
+def partition(learners: Mapping[str, Learner], params: Any) -> dict[str, Any]:
+    """The variables of each learner, as nested dicts. Raises RequestError if one has none, or two have the same."""
+    parts = {name: select(params, learner.trains) for name, learner in learners.items()}
+    owners: dict[str, str] = {}
+    for name, part in parts.items():
+        key = "learner" if name == ONLY else f"learner.{name}"
+        if not part:
+            raise RequestError(f"{key}: bprop_variable_filter and bprop_variable_exclusion leave no variable to train")
+        for path, _ in names(part):
+            if path in owners:
+                raise RequestError(
+                    f"{key} and learner.{owners[path]} both train {path}; tell them apart by bprop_variable_filter"
+                )
+            owners[path] = name
+    return parts
+
+
+def regularize(learner: Learner, grads: Any, params: Any) -> Gradients:
+    """Adds the gradients of L2 and L1, and takes the norm. Metrics: l2_loss and l1_loss, if used, and norms."""
+    metrics = {}
+    for field, loss_of, gradient_of in (
+        ("l2", lambda p: 0.5 * jnp.sum(jnp.square(p)), lambda p: p),
+        ("l1", lambda p: jnp.sum(jnp.abs(p)), jnp.sign),
+    ):
+        weight = getattr(learner, f"{field}_regularizer_weight")
+        if weight is None:
+            continue
+        skipped = matches(learner.skip_lp_regularization)
+        chosen, part = (select(tree, lambda path, skipped=skipped: not skipped(path)) for tree in (params, grads))
+        losses = [loss_of(p.astype(jnp.float32)) for p in jax.tree.leaves(chosen)]
+        metrics[f"{field}_loss"] = weight * sum(losses, jnp.zeros((), jnp.float32))
+        grads = merge(grads, jax.tree.map(lambda g, p, w=weight, of=gradient_of: g + w * of(p), part, chosen))
+    norm = optax.tree.norm(grads)
+    metrics |= {"grad_norm/all": norm, "var_norm/all": optax.tree.norm(params)}
+    return Gradients(grads, norm, metrics)
+
+
+def apply(
+    learner: Learner, gradients: Gradients, finite: jax.Array, state: LearnerState, params: Any, rate: jax.Array
+) -> tuple[Any, LearnerState, jax.Array]:
+    """Scales the gradients and updates the weights, if the update is not dropped.
+
+    finite: bool[], whether the whole step is; if not, its update is dropped. rate: f32[], the schedule included.
+    Returns (params, state, scale f32[] of the gradients all together: 0 if the update is dropped).
+    """
+    grads, norm, keep, scale = gradients.grads, gradients.norm, finite, jnp.ones((), jnp.float32)
+    tracker = state.tracker
+    if learner.scale_gradients:
+        if clip := learner.clip_gradient_norm_to_value:
+            scale = jnp.minimum(1.0, clip / norm)
+            grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        if clip := learner.clip_gradient_single_norm_to_value:
+            grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / optax.tree.norm(g)).astype(g.dtype), grads)
+        if learner.grad_norm_to_clip_to_zero:
+            keep = keep & (norm < learner.grad_norm_to_clip_to_zero)
+        if learner.grad_norm_tracker is not None:
+            assert isinstance(tracker, TrackerState)
+            usual, tracker = learner.grad_norm_tracker(norm, finite, tracker)
+            keep = keep & usual
+    if learner.dropped_updates == "zero":
+        grads = jax.tree.map(lambda g: jnp.where(keep, g, jnp.zeros_like(g)), grads)
+
+    decrements, slots = learner.optimizer.build().update(grads, state.slots, params, rate=rate)
+    updated = jax.tree.map(lambda p, d: (p - d).astype(p.dtype), params, decrements)
+    if learner.dropped_updates == "skip":
+        updated, slots = jax.tree.map(
+            lambda new, old: jnp.where(keep, new, old), (updated, slots), (params, state.slots)
+        )
+    return updated, LearnerState(slots, tracker), jnp.where(keep, scale, 0.0)
