@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -137,13 +136,12 @@ class Trainer:
         self._input = resources.enter_context(contextlib.closing(TrainInput(batches)))
 
         self._phase = "compiling"
-        samples = batches.samples()
-        self._any_batch = next(samples)
-        state = init_state(self._experiment, self._any_batch)
+        self._samples = list(batches.samples())
+        state = init_state(self._experiment, *self._samples)
         self._abstract = jax.eval_shape(lambda: state)
         self._train_step = StepForShapes(make_train_step(self._experiment), donate_argnums=0)
         # Every shape before the clock starts: one that came later would be compiled within a lap.
-        self._lowered = self._train_step.compile(state, itertools.chain([self._any_batch], samples))
+        self._lowered = self._train_step.compile(state, self._samples)
 
         checkpoints.clean(self._logdir)
         restored = next(self._saved_states(), None)
@@ -205,7 +203,7 @@ class Trainer:
         self._rollbacks += 1
         # A run that was interrupted in the middle of a streak has left a checkpoint of it: none to go back to.
         states = (state for state, *_ in self._saved_states() if not state.nonfinite_in_a_row)
-        good = next(states, None) or self._warm_started(init_state(self._experiment, self._any_batch))
+        good = next(states, None) or self._warm_started(init_state(self._experiment, *self._samples))
         # The step after that one may be under way: it belongs to the same streak.
         self._skipped_updates += int(self._state.nonfinite_in_a_row) > count
         # Only the weights and the optimizer go back. Step and input go on: the same batches would fail again.

@@ -58,12 +58,15 @@ def zeros_like_metrics(metrics: Mapping[str, Any]) -> Totals:
 
 
 def accumulate(totals: Totals, metrics: Mapping[str, tuple[Any, Any]]) -> Totals:
-    """`totals` and one batch's metrics; the names must be the same. Pure: for use inside a jitted step."""
+    """`totals` and one batch's metrics. Pure: for use inside a jitted step.
+
+    A batch need not have all of them: of several tasks, each has its own. Raises ValueError for a name without a total.
+    """
     import jax.numpy as jnp
 
-    if totals.keys() != metrics.keys():
-        raise ValueError(f"metrics must be {', '.join(totals)} (got {', '.join(metrics)})")
-    sums: Totals = {}
+    if not metrics.keys() <= totals.keys():
+        raise ValueError(f"metrics must be among {', '.join(totals)} (got {', '.join(metrics)})")
+    sums = dict(totals)
     for name, (value, weight) in metrics.items():
         total, total_weight = totals[name]
         value, weight = jnp.asarray(value, jnp.float32), jnp.asarray(weight, jnp.float32)

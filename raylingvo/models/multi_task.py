@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,15 @@ class MultiTask(Task):
         loss, metrics = self.tasks[name].loss(_part(model, name), own, rng)
         total = {"loss": metrics["loss"]} if "loss" in metrics else {}
         return loss, total | _named(metrics, name)
+
+    def trains(self, path: str, batch: Batch) -> bool:
+        name, own = self._split(batch)
+        owner, _, rest = path.partition("/")
+        used = owner == name
+        # What is shared is stored with the first task that has it.
+        if not used and any(rest == part or rest.startswith(f"{part}/") for part in self.shared):
+            used = rest in _variables(self.tasks[name])
+        return used and self.tasks[name].trains(rest, own)
 
     def eval_metrics(self, model: nnx.Module, batch: Batch) -> WeightedMetrics:
         name, own = self._split(batch)
@@ -123,3 +133,10 @@ def _part(model: nnx.Module, name: str) -> nnx.Module:
 
 def _named(metrics: WeightedMetrics, task: str) -> WeightedMetrics:
     return {f"{metric}/{task}": pair for metric, pair in metrics.items()}
+
+
+@functools.lru_cache(maxsize=16)
+def _variables(task: Task) -> frozenset[str]:
+    """The paths of a task's own variables."""
+    state = nnx.state(nnx.eval_shape(lambda: task.init(nnx.Rngs(0))))
+    return frozenset("/".join(map(str, path)) for path, _ in nnx.to_flat_state(state))

@@ -56,6 +56,14 @@ class Task(abc.ABC):
     ) -> tuple[list[tuple[str, dict[str, Any]]], WeightedMetrics]:
         """On the host: `decode`'s result as numpy, and its batch -> a (key, JSON dict) per real example, metrics."""
 
+    def trains(self, path: str, batch: Batch) -> bool:
+        """Whether a step on such a batch may change the variable of this path, such as "layers/0/kernel".
+
+        Told by the fields of the batch, not by their values. What a step may not change keeps its slots as well.
+        """
+        del path, batch
+        return True
+
     def encode_lines(self, lines: Sequence[str]) -> dict[str, np.ndarray]:
         """On the host: a batch for `decode`, one row for each line of text, with a field `weight`.
 

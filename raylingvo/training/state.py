@@ -80,10 +80,10 @@ def _refuse_random_keys(task: Task, weights: Weights) -> None:
                 )
 
 
-def init_state(experiment: Experiment, batch: Any) -> TrainState:
+def init_state(experiment: Experiment, *batches: Any) -> TrainState:
     """The state before the first step, a function of the experiment only.
 
-    batch: a train batch, or the shapes of one; only its shapes matter (they give the names of the metrics).
+    batches: a train batch of each kind that there is, or the shapes of one; they give the names of the metrics.
     """
     task = experiment.task
     seed = jax.random.key(experiment.train.seed)
@@ -92,7 +92,9 @@ def init_state(experiment: Experiment, batch: Any) -> TrainState:
     def loss_metrics(weights: Weights, batch: Any) -> Any:
         return task.loss(model.merge(weights), batch, seed)[1]
 
-    metrics = jax.eval_shape(loss_metrics, model.abstract, batch)
+    metrics: dict[str, Any] = {}
+    for batch in batches:
+        metrics |= jax.eval_shape(loss_metrics, model.abstract, batch)
     learners = experiment.learners
     update.partition(learners, model.abstract.params)  # refuses what cannot be
     for name, of in experiment.loss_names.items():

@@ -13,7 +13,7 @@ from raylingvo.training import update
 from raylingvo.training.average import averaged
 from raylingvo.training.learner import ONLY, TASK_LOSS
 from raylingvo.training.noise import with_noise
-from raylingvo.training.paths import merge
+from raylingvo.training.paths import merge, names
 from raylingvo.training.state import Model, TrainState, Weights
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         params = state.weights.params
         parts = update.partition(learners, params)
+        idle = [path for path, _ in names(params) if not task.trains(path, batch)]
 
         def losses_fn(parts: dict[str, Any]) -> Any:
             trained = _merged(params, parts)
@@ -66,9 +67,8 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple
         for name, learner in learners.items():
             multiplier = learner.schedule(state.step)
             rate = rates[name] * multiplier
-            updated[name], opt_states[name], scale = update.apply(
-                learner, gradients[name], finite, before[name], parts[name], rate
-            )
+            *after, scale = update.apply(learner, gradients[name], finite, before[name], parts[name], rate)
+            updated[name], opt_states[name] = update.keep_idle(idle, (parts[name], before[name]), tuple(after))
             of_update = gradients[name].metrics | {"learning_rate": rate, "lr_schedule": multiplier}
             metrics |= {update.metric_name(key, name): (value, good) for key, value in of_update.items()}
             metrics |= {update.metric_name("grad_scale_all", name): (scale, 1.0)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -117,3 +117,19 @@ def apply(
             lambda new, old: jnp.where(keep, new, old), (updated, slots), (params, state.slots)
         )
     return updated, LearnerState(slots, tracker), jnp.where(keep, scale, 0.0)
+
+
+def keep_idle(idle: Collection[str], before: Any, after: Any) -> Any:
+    """`after`, with the leaves of `before` for the variables `idle`.
+
+    Two trees of one structure: variables, or slots that an optimizer keeps in nested dicts like those of variables.
+    """
+    if not idle:
+        return after
+    endings = tuple(f"/{path}" for path in idle)
+
+    def choose(path: Any, old: Any, new: Any) -> Any:
+        name = "".join(f"/{key.key}" for key in path if isinstance(key, jax.tree_util.DictKey))
+        return old if name.endswith(endings) else new
+
+    return jax.tree_util.tree_map_with_path(choose, before, after)

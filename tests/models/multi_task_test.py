@@ -7,11 +7,18 @@ import pytest
 import toy
 from flax import nnx
 
+from raylingvo.data.mixing import SampleBatches
 from raylingvo.data.of_task import OfTask
 from raylingvo.data.pipeline import TrainInput
+from raylingvo.data.sampling import ExponentialRamp, RoundRobin
 from raylingvo.errors import RequestError
+from raylingvo.metrics.means import to_means
 from raylingvo.models.multi_task import MultiTask
-from raylingvo.training.state import Model
+from raylingvo.training.learner import Learner
+from raylingvo.training.optimizers import Adam
+from raylingvo.training.shapes import StepForShapes
+from raylingvo.training.state import Model, init_state
+from raylingvo.training.step import make_train_step
 
 A, B = toy.Regression(dropout=0.0), toy.Regression(dropout=0.0, statistics=False)
 SHARED = MultiTask(tasks={"a": A, "b": B}, shared=("hidden",))
@@ -89,3 +96,43 @@ def test_what_cannot_be_shared(shared, message):
 def test_a_batch_must_be_of_a_task():
     with pytest.raises(RequestError, match="a batch must be of one of the tasks a, b"):
         SHARED.eval_metrics(SHARED.init(nnx.Rngs(0)), toy.batches(1)[0])
+
+
+def train(experiment, steps, state=None):
+    batches = experiment.datasets["train"].train_batches(4, 0)
+    state = init_state(experiment, *batches.samples()) if state is None else state
+    step = StepForShapes(make_train_step(experiment))
+    step.compile(state, batches.samples())
+    states = [state]
+    for k in range(int(state.step), int(state.step) + steps):
+        states.append(step(states[-1], batches[k])[0])
+    return states, [next(name[0] for name in batches[k] if "/" in name) for k in range(steps)]
+
+
+def test_a_step_changes_only_what_its_task_uses():
+    datasets = tuple(OfTask(task=name, dataset=toy.Numbers()) for name in "ab")
+    data = SampleBatches(datasets=datasets, sampling=RoundRobin())
+    task = MultiTask(tasks={"a": A, "b": toy.Regression(dropout=0.0)}, shared=("hidden",))
+    # Adam would move what has no gradient, by what it remembers.
+    experiment = toy.experiment(task=task, data=data, learner=Learner(learning_rate=0.1, optimizer=Adam()))
+    states, tasks = train(experiment, 4)
+    assert tasks == ["a", "b", "a", "b"]
+    for old, new, name in zip(states, states[1:], tasks, strict=False):
+        other = "ab".replace(name, "")
+        for tree in (lambda s: s.weights.params, lambda s: s.opt_state.slots.mu, lambda s: s.opt_state.slots.nu):
+            before, after = tree(old), tree(new)
+            assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), before[other]["out"], after[other]["out"]))
+            assert (before[name]["out"]["kernel"] != after[name]["out"]["kernel"]).any()
+            assert (before["a"]["hidden"]["kernel"] != after["a"]["hidden"]["kernel"]).any()
+    results = to_means(jax.device_get(states[-1].totals))
+    assert results["num_rows/a"] == results["num_rows/b"] == 8
+    assert results["loss"] == pytest.approx((results["loss/a"] + results["loss/b"]) / 2)
+
+
+def test_training_resumes_in_the_middle_of_the_schedule():
+    datasets = tuple(OfTask(task=name, dataset=toy.Numbers()) for name in "ab")
+    data = SampleBatches(datasets=datasets, sampling=ExponentialRamp(start=(1, 0), end=(0, 1), rate=0.3))
+    experiment = toy.experiment(task=SHARED, data=data)
+    whole, _ = train(experiment, 6)
+    resumed, _ = train(experiment, 3, jax.tree.map(jnp.copy, whole[3]))
+    assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), whole[-1].weights, resumed[-1].weights))

@@ -1,0 +1,65 @@
+"""Small Transformers of characters on Tiny Shakespeare (`raylingvo data prepare tinyshakespeare`): minutes on a CPU."""
+
+from __future__ import annotations
+
+
+from raylingvo.data.text_windows import TextWindows
+from raylingvo.data.tokenizers import CharacterTokenizer
+from raylingvo.experiment import Experiment, Reading, Snapshots, Train
+from raylingvo.models.layers.attention import AttentionConfig
+from raylingvo.models.layers.feed_forward import FeedForwardConfig
+from raylingvo.models.layers.positions import Rotary
+from raylingvo.models.layers.residual import ResidualConfig
+from raylingvo.models.layers.transformer import TransformerConfig
+from raylingvo.models.lm.generation import Generation, GenerativeLanguageModel
+from raylingvo.models.lm.transformer_lm import TransformerLm
+from raylingvo.registry import register
+from raylingvo.training.learner import Learner
+from raylingvo.training.optimizers import Adam
+from raylingvo.training.schedules import LinearRampupCosine
+
+# All 65 characters of the text.
+TOKENIZER = CharacterTokenizer(alphabet="\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+
+
+def _windows(split: str, length: int, stride: int) -> TextWindows:
+    return TextWindows(
+        path=f"tinyshakespeare/{split}.txt",
+        tokenizer=TOKENIZER,
+        length=length,
+        stride=stride,
+        prepare="tinyshakespeare",
+    )
+
+
+@register("lm.shakespeare.CharTransformer")
+def char_transformer() -> Experiment:
+    """nanoGPT's small setting for CPUs: 4 layers of 128 features and 4 heads, windows of 64, 2,000 batches of 12.
+
+    The evaluation is of all of the held-out tenth, each character once, in windows of 64.
+    """
+    context, max_steps = 64, 2_000
+    stack = TransformerConfig(
+        num_layers=4,
+        attention=AttentionConfig(
+            model_dim=128, num_heads=4, use_bias=False, query_scale="none", init="gshard", rotary=Rotary()
+        ),
+        feed_forward=FeedForwardConfig(hidden_dim=512, activation="gelu_tanh", use_bias=False, init="gshard"),
+        residual=ResidualConfig(norm="rms", direct_scale=True),
+    )
+    return Experiment(
+        task=GenerativeLanguageModel(
+            model=TransformerLm(vocab_size=TOKENIZER.vocab_size, stack=stack),
+            tokenizer=TOKENIZER,
+            generation=Generation(max_steps=200, temperature=0.8, before="\n"),
+        ),
+        datasets={"train": _windows("train", context, 1), "dev": _windows("dev", context, context)},
+        learner=Learner(
+            learning_rate=3e-3,
+            schedule=LinearRampupCosine(warmup_steps=100, total_steps=max_steps, final_value=0.1),
+            optimizer=Adam(beta2=0.99),
+            clip_gradient_norm_to_value=1.0,
+        ),
+        train=Train(batch_size=12, max_steps=max_steps, snapshots=Snapshots(every_steps=250)),
+        eval={"dev": Reading(batch_size=128)},
+    )
