@@ -56,12 +56,11 @@ def test_cells_are_lingvos(lingvo_vectors):
         cell = LSTMCell(config_of(case), rngs=nnx.Rngs(0))
         set_weights(cell, arrays)
         definition, params = nnx.split(cell)
-        padding = jnp.asarray(arrays["in_padding"][..., 0])
         keep = arrays.get("in_reset_mask")
-
         resets = None if keep is None else jnp.asarray(keep[..., 0] == 0)
+        frames = Frame(padding=jnp.asarray(arrays["in_padding"][..., 0]), reset=resets)
 
-        def run(params, x, state, definition=definition, frames=Frame(padding=padding, reset=resets)):
+        def run(params, x, state, definition=definition, frames=frames):
             cell = nnx.merge(definition, params)
 
             def step(state, frame):
