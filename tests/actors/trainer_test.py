@@ -15,10 +15,11 @@ from raylingvo.actors import trainer as trainer_module
 from raylingvo.actors.outbox import Snapshot
 from raylingvo.actors.trainer import Trainer, TrainingFailed
 from raylingvo.data.pipeline import TrainInput
-from raylingvo.experiment import Checkpoints, Snapshots
+from raylingvo.experiment import Checkpoints, Snapshots, WarmStart
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training import checkpoints
 from raylingvo.training.host_copy import decode
+from raylingvo.training.learner import Learner
 from raylingvo.training.state import init_state
 from raylingvo.training.step import make_train_step
 
@@ -464,3 +465,49 @@ def test_an_error_of_the_data_fails_the_run(tmp_path):
 
     with mock.patch.object(toy.Rows, "take", fail), pytest.raises(OSError, match="disk on fire"):
         trainer_on(EXPERIMENT, tmp_path).run()
+
+
+# --- averages, and the weights of another run ---
+
+AVERAGED = toy.experiment(task=toy.Regression(dropout=0.0), max_steps=7, ema_decay=0.9)
+
+
+def test_what_is_published_and_saved_has_averages_in_the_place_of_weights(tmp_path):
+    store = Store()
+    train(AVERAGED, tmp_path, store)
+    step = jax.jit(make_train_step(AVERAGED))
+    state = init_state(AVERAGED, toy.batches(1)[0])
+    train_input = TrainInput(AVERAGED.datasets["train"].train_batches(8, 0))
+    for _ in range(7):
+        state, _ = step(state, next(train_input))
+        if int(state.step) == 3:
+            state_3 = jax.device_get(state)
+    train_input.close()
+    snapshot = store.states[3]
+    toy.assert_bit_equal(decode(snapshot.weights, state_3.weights), state_3.average)
+    toy.assert_bit_equal(decode(snapshot.rest, state_3._replace(weights=None)).average, state_3.weights)
+    saved = checkpoints.restore_weights(tmp_path, 7, state.weights)
+    toy.assert_bit_equal(decode(saved, state.weights), jax.device_get(state.average))
+
+    # From the checkpoint of step 4, and from the snapshot of step 3, it ends with the same bits.
+    interrupted, killed, store = tmp_path / "interrupted", tmp_path / "killed", Store()
+    train(AVERAGED, interrupted, after=5, do=interrupt)
+    train(AVERAGED, interrupted)
+    with contextlib.suppress(Killed):
+        train(AVERAGED, killed, store, after=5, do=kill)
+    train(AVERAGED, killed, store)
+    for logdir in (interrupted, killed):
+        assert_same_outcome(AVERAGED, logdir, tmp_path)
+
+
+def test_a_run_starts_with_the_weights_of_another_but_goes_on_with_its_own(tmp_path, whole):
+    source = tmp_path / "source"
+    shutil.copytree(whole, source)
+    warm = toy.experiment(
+        max_steps=2, seed=5, learner=Learner(learning_rate=1e-30), warm_start=WarmStart(logdir=str(source))
+    )
+    train(warm, tmp_path / "warm", after=2, do=interrupt)
+    shutil.rmtree(source)
+    train(warm, tmp_path / "warm")
+    params, expected = (outcome(*run)[0].weights.params for run in ((warm, tmp_path / "warm"), (EXPERIMENT, whole)))
+    toy.assert_bit_equal(params, expected)
