@@ -9,7 +9,8 @@ us_per_step: mean over a search of T steps. lingvo_ratio: what Lingvo's compiled
 it. us_first_quarter, us_last_quarter: of the steps of a search; us_four_times_T: with histories of 4T rows.
 us_per_call: of one jitted step per call, the state donated. cpus: what XLA has threads for.
 At V=32000 also: read_ratio: us_per_step over the time to read the scores once, for which `np.max` per thread and a max
-reduction under jit compete; xla_ratio: microseconds of the twin in pure JAX over us_per_step.
+reduction under jit compete; xla_ratio: microseconds of the twin in pure JAX over us_per_step; top_k_ratio: those of
+`lax.top_k` alone, which the twin does without.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ def _measure(sizes: tuple[int, int, int, int, int], rounds: int, num_threads: in
     arrays = tuple(_scores(random, b * k, V) for _ in range(_NUM_ARRAYS))
     atten_probs = jnp.asarray(random.random((b * k, S), np.float32))
     search, longer = (Search(b, k, rows, atten_probs, arrays) for rows in (T, 4 * T))
+    top_k = jax.jit(lambda arrays: [lax.top_k(scores, k + 1) for scores in arrays])
     is_large = V > 10_000
     quarter = T // (4 * _NUM_ARRAYS) * _NUM_ARRAYS
 
@@ -130,7 +132,7 @@ def _measure(sizes: tuple[int, int, int, int, int], rounds: int, num_threads: in
         seconds["first"].append(times[0])
         seconds["last"].append(times[-1])
 
-    seconds: Seconds = {name: [] for name in ("search", "first", "last", "longer", "calls", "read", "xla")}
+    seconds: Seconds = {name: [] for name in ("search", "first", "last", "longer", "calls", "read", "xla", "top_k")}
     with ThreadPoolExecutor(num_threads) as pool:
         for i in range(rounds + 1):
             if i == 1:  # the first round compiled
@@ -147,6 +149,7 @@ def _measure(sizes: tuple[int, int, int, int, int], rounds: int, num_threads: in
                 seconds["xla"].append(
                     _timed(functools.partial(search.loop, state, 0, _NUM_ARRAYS, "xla")) / _NUM_ARRAYS
                 )
+                seconds["top_k"].append(_timed(lambda: jax.block_until_ready(top_k(arrays))) / _NUM_ARRAYS)
 
     def us(name: str) -> float:
         return round(statistics.median(seconds[name]) * 1e6, 2)
@@ -170,6 +173,7 @@ def _measure(sizes: tuple[int, int, int, int, int], rounds: int, num_threads: in
             "read_ratio": ratio("search", "read"),
             "us_xla": us("xla"),
             "xla_ratio": ratio("xla", "search"),
+            "top_k_ratio": ratio("top_k", "search"),
         }
     return figures
 

@@ -82,7 +82,7 @@ struct End {
 // What one task needs besides.
 struct Scratch {
   explicit Scratch(const Shape& shape)
-      : maxima(shape.V / kBlock), top(shape.C), entries(shape.C), ends(shape.k) {
+      : maxima(RoomForMaxima(shape.V)), top(shape.C), entries(shape.C), ends(shape.k) {
     candidates.reserve(shape.k * shape.C);
   }
   std::vector<float> maxima;
@@ -108,24 +108,31 @@ class Step {
   // Whether every beam had something to continue with.
   bool Run(ffi::ThreadPool& pool) {
     const int64_t num_threads = shape_.N * shape_.V < kMinScoresForThreads ? 1 : pool.num_threads();
+    const int64_t most_chunks = std::max<int64_t>(shape_.V / kMinChunk, 1);
     if (num_threads <= 1) {
       Scratch scratch(shape_);
       for (int64_t beam = 0; beam < shape_.b; ++beam) FinishBeam(beam, &scratch);
-    } else if (shape_.b >= kTasksPerThread * num_threads) {
+    } else if (most_chunks == 1 && shape_.b >= kTasksPerThread * num_threads) {
       ParallelFor(pool, shape_.b, [&](int64_t beam) {
         Scratch scratch(shape_);
         FinishBeam(beam, &scratch);
       });
     } else {
-      // Too few beams to share out evenly: parts of rows first.
-      const int64_t most_chunks = std::max<int64_t>(shape_.V / kMinChunk, 1);
+      // Rows, or parts of them, one by one: a thread that comes late, or is slow, leaves the others little to wait for.
+      // Who looks at the last of a beam's finishes it.
       num_chunks_ = std::clamp<int64_t>(kTasksPerThread * num_threads / shape_.N, 1, most_chunks);
-      const int64_t num_tasks = shape_.N * num_chunks_;
-      chunk_entries_.resize(num_tasks * shape_.C);
-      chunk_sizes_.resize(num_tasks);
-      ParallelFor(pool, num_tasks, [&](int64_t task) { ScanChunk(task); });
-      Scratch scratch(shape_);
-      for (int64_t beam = 0; beam < shape_.b; ++beam) FinishBeam(beam, &scratch);
+      const int64_t tasks_of_beam = shape_.k * num_chunks_;
+      chunk_entries_.resize(shape_.b * tasks_of_beam * shape_.C);
+      chunk_sizes_.resize(shape_.b * tasks_of_beam);
+      std::vector<std::atomic<int64_t>> num_left(shape_.b);
+      for (auto& left : num_left) left = tasks_of_beam;
+      ParallelFor(pool, shape_.b * tasks_of_beam, [&](int64_t task) {
+        const int64_t beam = task / tasks_of_beam, row = task % tasks_of_beam / num_chunks_;
+        ScanChunk(row * shape_.b + beam, task % num_chunks_);
+        if (num_left[beam].fetch_sub(1) > 1) return;
+        Scratch scratch(shape_);
+        FinishBeam(beam, &scratch);
+      });
     }
     *state_.all_done = std::all_of(state_.beam_done, state_.beam_done + shape_.b, [](bool done) { return done; });
     return !has_no_entries_;
@@ -146,10 +153,10 @@ class Step {
   float Local(int64_t slot, int64_t token) const { return ToFloat(Row(slot)[token]); }
   float Score(int64_t slot, int64_t token) const { return state_.cumulative_scores[slot] + Local(slot, token); }
 
-  void ScanChunk(int64_t task) {
-    const int64_t slot = task / num_chunks_, chunk = task % num_chunks_;
+  void ScanChunk(int64_t slot, int64_t chunk) {
     if (!IsExpanded(slot)) return;
-    std::vector<float> maxima(shape_.V / kBlock);
+    const int64_t task = slot * num_chunks_ + chunk;
+    std::vector<float> maxima(RoomForMaxima(shape_.V));
     std::vector<Entry> top(shape_.C);
     BestEntries best(&chunk_entries_[task * shape_.C], shape_.C);
     OfferBest(Row(slot), state_.cumulative_scores[slot], chunk * shape_.V / num_chunks_,

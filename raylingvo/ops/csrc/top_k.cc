@@ -1,6 +1,10 @@
-// Maxima of blocks of scores, on the widest vector registers that the processor has.
+// Maxima of blocks of scores, and which of them are high enough, on the widest vector registers that the processor has.
 
 #include "top_k.h"
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
 
 #include <cstdint>
 #include <cstring>
@@ -71,7 +75,7 @@ RAYLINGVO_INLINE void Maxima(const T* scores, int64_t num_blocks, float* maxima)
 template <int n, typename T>
 RAYLINGVO_INLINE void Maxima(const T* scores, int64_t size, int64_t num_blocks, float* maxima) {
   if (size == kBlock) return Maxima<n, kBlock>(scores, num_blocks, maxima);
-  Maxima<n, kPart>(scores, num_blocks, maxima);
+  Maxima<n, kGroup>(scores, num_blocks, maxima);
 }
 
 #ifdef __x86_64__
@@ -84,6 +88,20 @@ template <typename T>
 __attribute__((target("avx2"))) void MaximaAvx2(const T* scores, int64_t size, int64_t num_blocks, float* maxima) {
   Maxima<8>(scores, size, num_blocks, maxima);
 }
+
+template <typename T>
+__attribute__((target("avx2"))) void AtLeastAvx2(const T* scores, float base, float limit, uint64_t* bits) {
+  for (int64_t i = 0; i < kBlock; i += 64) {
+    uint64_t word = 0;
+    for (int64_t j = 0; j < 64; j += 8) {
+      Vector<8>::Floats x;
+      Load<8>(scores + i + j, &x);
+      const uint64_t byte = _mm256_movemask_ps(reinterpret_cast<__m256>(x + base >= limit));
+      word |= byte << j;
+    }
+    bits[i / 64] = word;
+  }
+}
 #endif
 
 template <typename T>
@@ -95,6 +113,18 @@ void MaximaAnywhere(const T* scores, int64_t size, int64_t num_blocks, float* ma
   Maxima<4>(scores, size, num_blocks, maxima);
 }
 
+template <typename T>
+void AtLeastAnywhere(const T* scores, float base, float limit, uint64_t* bits) {
+#ifdef __x86_64__
+  if (__builtin_cpu_supports("avx2")) return AtLeastAvx2(scores, base, limit, bits);
+#endif
+  for (int64_t i = 0; i < kBlock; i += 64) {
+    uint64_t word = 0;
+    for (int64_t j = 0; j < 64; ++j) word |= uint64_t{base + ToFloat(scores[i + j]) >= limit} << j;
+    bits[i / 64] = word;
+  }
+}
+
 }  // namespace
 
 void BlockMaxima(const float* scores, int64_t size, int64_t num_blocks, float* maxima) {
@@ -103,6 +133,14 @@ void BlockMaxima(const float* scores, int64_t size, int64_t num_blocks, float* m
 
 void BlockMaxima(const BFloat16* scores, int64_t size, int64_t num_blocks, float* maxima) {
   MaximaAnywhere(scores, size, num_blocks, maxima);
+}
+
+void AtLeast(const float* scores, float base, float limit, uint64_t* bits) {
+  AtLeastAnywhere(scores, base, limit, bits);
+}
+
+void AtLeast(const BFloat16* scores, float base, float limit, uint64_t* bits) {
+  AtLeastAnywhere(scores, base, limit, bits);
 }
 
 }  // namespace raylingvo

@@ -71,8 +71,9 @@ def average_precision3d(
       compat: a defect of Lingvo's "KITTI" is kept by default ("lingvo"), since figures are compared with published
         ones: boxes with ignore 2 count among those to be found, yet match nothing. None: they are not to be found, and
         a prediction without a match that overlaps one of them by more than iou_threshold is not counted.
-      implementation: see raylingvo.ops; both give the same, up to overlaps within 1e-5 of the threshold. "xla" computes
-        overlaps in JAX and the rest, whose shapes depend on values, in NumPy.
+      implementation: see raylingvo.ops; both give the same, up to overlaps within 1e-5 of the threshold (of boxes that
+        are more than 300 times as long as wide, more: see `pairwise_iou3d`). "xla" computes overlaps in JAX and the
+        rest, whose shapes depend on values, in NumPy.
 
     Raises:
       ValueError: an argument is out of range, or an unknown implementation.

@@ -46,7 +46,8 @@ def non_max_suppression_3d(
       scores: f32[n, C]. A NaN is below every threshold.
       nms_iou_threshold, score_threshold: f32[C].
       max_boxes_per_class: M >= 0.
-      implementation: see raylingvo.ops; both give the same, up to overlaps within 1e-5 of the threshold.
+      implementation: see raylingvo.ops; both give the same, up to overlaps within 1e-5 of the threshold (of boxes that
+        are more than 300 times as long as wide, more: see `pairwise_iou3d`).
 
     Raises:
       ValueError: a shape is wrong, or an unknown implementation.

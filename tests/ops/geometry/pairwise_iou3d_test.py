@@ -230,3 +230,16 @@ def test_lingvo_computes_the_same(implementation, lingvo_vectors):
     for case, arrays in cases:
         iou = pairwise_iou3d(arrays["boxes_a"], arrays["boxes_b"], implementation=implementation)
         np.testing.assert_allclose(iou, arrays["out"], atol=5e-5, err_msg=case["id"])
+
+
+@needs_cpp
+@pytest.mark.parametrize("ratio", [300, 10_000])
+def test_long_boxes_agree_as_well_as_is_promised(ratio):
+    rng = np.random.default_rng(ratio)
+    a = np.zeros((N, 7), np.float32)
+    a[:, :2], a[:, 3], a[:, 4:6], a[:, 6] = rng.normal(size=(N, 2)) / 3, ratio, 1, rng.uniform(0, 6, N)
+    b = a + np.pad(rng.normal(size=(N, 3)) / 3, ((0, 0), (0, 4))).astype(np.float32)
+    b[:, 6] += rng.normal(size=N) / (3 * ratio)
+    xla, cpp = (np.asarray(pairwise_iou3d(a, b, implementation=name)) for name in ("xla", "cpp"))
+    assert cpp.max() > 0.3
+    np.testing.assert_allclose(xla, cpp, atol=max(1e-5, 5e-8 * ratio))

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.skipif(bool(_native.why_unavailable()), reason=f"no C++
 # Compiling takes longer than running here.
 FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
-# (b, k, V, T, S): one beam's rows in parts, by several threads; rows of blocks; beams by several threads; tiny ones.
+# (b, k, V, T, S): one beam's rows in parts, by several threads; rows of several beams; rows of blocks; beams by several
+# threads; tiny ones.
+ROWS = (3, 4, 17_000, 2, 2)
 LARGE, BLOCKS, BEAMS, TINY = (1, 3, 33_000, 3, 2), (2, 4, 1100, 4, 0), (9, 2, 1250, 3, 3), (2, 4, 5, 6, 3)
 ALL = [
     (TINY, jnp.float32, {"eos_id": 2, "valid_eos_max_logit_delta": 1.5, "beam_size": 0.5}),
@@ -35,6 +37,7 @@ ALL = [
     ),
     (LARGE, jnp.float32, {"eos_id": 2, "force_eos_in_top_k": True}),
     (LARGE, jnp.bfloat16, {"eos_id": 32_999, "force_eos_in_last_step": True}),
+    (ROWS, jnp.float32, {"eos_id": 2, "beam_independence": True, "valid_eos_max_logit_delta": 1.0}),
     (BLOCKS, jnp.bfloat16, {"eos_id": 2, "eoc_id": 7, "force_last_chunk_eoc_in_top_k": True}),
     (BLOCKS, jnp.float32, {"eos_id": 400, "force_eos_in_last_step": True, "compat": "lingvo", "last_steps": (2, 3)}),
     (BEAMS, jnp.float32, {"eos_id": 2, "eoc_id": 7, "force_eos_in_top_k": True, "merge_paths": True}),
@@ -122,7 +125,7 @@ def test_the_n_best_with_coverage_are_those_of_the_one_in_jax(sizes, compat, see
     np.testing.assert_array_equal(got.ids, want.ids)
 
 
-@pytest.mark.parametrize("sizes", [LARGE, BEAMS, BLOCKS])
+@pytest.mark.parametrize("sizes", [LARGE, ROWS, BEAMS, BLOCKS])
 def test_threads_never_change_a_bit(sizes):
     rows = inputs(0, sizes, levels=4)
     attributes = (("eos_id", 2), ("eoc_id", 5), ("merge_paths", True), ("force_eos_in_top_k", True))
