@@ -22,7 +22,8 @@ from raylingvo import config, registry
 
 ROOT = Path(__file__).parents[1]
 # The order in which they build on each other.
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("run.md", "experiments.md", "data.md")))
+_DOCS = ("run.md", "experiments.md", "data.md", "language_models.md", "results.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in _DOCS))
 ONE_PROGRAM = ROOT / "docs/ops.md"  # whose blocks are run together, by the last test
 RUN, SHOWN = {"console", "python"}, {"text"}
 SECONDS = 240  # far more than any block takes
@@ -174,7 +175,8 @@ def test_the_keys_that_documents_name_exist(document: Path) -> None:
     named = re.findall(r"(?:`|--set '?)((?:train|learner|eval|decode|resources|task)\.[a-z_.]+)", text)
     # A dataset of its own makes a new name in `eval`, a task of its own another field.
     added = {"eval.train", "task.width"}
-    assert named or document.name == "data.md"  # which is about what experiments are made of
+    # Data are about what experiments are made of, results about what came out.
+    assert named or document.name in ("data.md", "results.md")
     assert [key for key in named if key not in added and not _is_or_is_in(key, known)] == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from raylingvo.data.text_windows import TextWindows
 from raylingvo.data.tokenizers import CharacterTokenizer
 from raylingvo.experiment import Experiment, Reading, Snapshots, Train

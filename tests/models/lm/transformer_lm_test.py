@@ -1,0 +1,219 @@
+"""Transformer language models: causal, packed as unpacked, step by step as at once, and what they generate."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from raylingvo.data.tokenizers import CharacterTokenizer
+from raylingvo.errors import RequestError
+from raylingvo.models.layers.attention import AttentionConfig
+from raylingvo.models.layers.feed_forward import FeedForwardConfig
+from raylingvo.models.layers.positions import Rotary
+from raylingvo.models.layers.relative_bias import RelativeBiasConfig
+from raylingvo.models.layers.residual import ResidualConfig
+from raylingvo.models.layers.transformer import TransformerConfig
+from raylingvo.models.lm.generation import Generation, GenerativeLanguageModel
+from raylingvo.models.lm.packed_language_model import PackedLanguageModel
+from raylingvo.models.lm.transformer_lm import TransformerLm
+
+V, T = 13, 12
+TOKENIZER = CharacterTokenizer(alphabet="abcdefghij")
+POSITIONS = {
+    "rotary": {"rotary": Rotary()},
+    "relative": {"relative_bias": RelativeBiasConfig(num_buckets=8, max_distance=16)},
+    "learned": {},
+}
+
+
+def model(positions="rotary", *, causal=True, **fields):
+    attention = AttentionConfig(
+        model_dim=16,
+        num_heads=2,
+        use_bias=False,
+        query_scale="none",
+        init="gshard",
+        extra_logit=0.0,
+        **POSITIONS[positions],
+    )
+    stack = TransformerConfig(
+        num_layers=2,
+        attention=attention,
+        feed_forward=FeedForwardConfig(
+            hidden_dim=32, activation="gelu_tanh", gated=True, use_bias=False, init="gshard"
+        ),
+        residual=ResidualConfig(norm="rms", zero_padded=True, direct_scale=True),
+        causal=causal,
+    )
+    return TransformerLm(vocab_size=V, stack=stack, learned_positions=64 * (positions == "learned"), **fields)
+
+
+@functools.cache
+def module(positions="rotary"):
+    return model(positions).build(nnx.Rngs(0))
+
+
+def logits(net, **batch):
+    return net.softmax(net({name: jnp.asarray(x) for name, x in batch.items()}))
+
+
+IDS = np.random.default_rng(0).integers(3, V, (2, T)).astype(np.int32)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_the_future_does_not_matter(positions):
+    other = IDS.copy()
+    other[:, 7:] = (other[:, 7:] + 1) % V
+    both = [logits(module(positions), ids=ids) for ids in (IDS, other)]
+    np.testing.assert_allclose(both[0][:, :7], both[1][:, :7], atol=1e-6)
+    assert jnp.abs(both[0][:, 7:] - both[1][:, 7:]).max() > 1e-2
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_packed_is_as_unpacked(positions):
+    lengths = (5, 4)
+    packed = np.zeros((1, T), np.int32)
+    segments, place = np.zeros_like(packed), np.zeros_like(packed)
+    start = 0
+    for segment, length in enumerate(lengths):
+        here = slice(start, start + length)
+        packed[0, here], segments[0, here], place[0, here] = IDS[segment, :length], segment + 1, np.arange(length)
+        start += length
+    together = logits(module(positions), ids=packed, segment_ids=segments, segment_pos=place)[0]
+    apart = [logits(module(positions), ids=IDS[i : i + 1, :n])[0] for i, n in enumerate(lengths)]
+    np.testing.assert_allclose(together[:9], jnp.concatenate(apart), atol=2e-5)
+
+
+def test_both_directions_see_everything_but_padding():
+    net = model("relative", causal=False).build(nnx.Rngs(0))
+    paddings = np.zeros((2, T), np.float32)
+    paddings[:, 8:] = 1
+    other = IDS.copy()
+    other[:, 8:] = 3
+    both = [logits(net, ids=ids, paddings=paddings)[:, :8] for ids in (IDS, other)]
+    np.testing.assert_allclose(*both, atol=1e-6)
+    other[:, 7] = (other[:, 7] + 1) % V
+    assert jnp.abs(logits(net, ids=other, paddings=paddings)[:, :7] - both[0][:, :7]).max() > 1e-3
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_step_by_step_is_as_at_once(positions):
+    net, start = module(positions), 3  # the first places are padding on the left
+    at_once = logits(net, ids=IDS)
+    place = jnp.arange(T + start)
+    row = jnp.broadcast_to(jnp.maximum(place - start, 0), (2, T + start))
+
+    @jax.jit
+    def extend(ids, cache, index, positions):
+        seen = (place[None] <= index + jnp.arange(ids.shape[1])[:, None]) & (place >= start)[None]
+        features, cache = net.extend_step(
+            ids, cache, index, mask=seen[None, None], positions=positions, key_positions=row
+        )
+        return net.softmax(features), cache
+
+    cache = net.init_cache(2, T + start)
+    padded = jnp.pad(IDS, ((0, 0), (start, 0)))
+    found, cache = extend(padded[:, : start + 4], cache, jnp.int32(0), row[:, : start + 4])
+    steps = [found[:, start:]]
+    for index in range(start + 4, start + T):
+        found, cache = extend(padded[:, index : index + 1], cache, jnp.int32(index), row[:, index : index + 1])
+        steps.append(found)
+    np.testing.assert_allclose(jnp.concatenate(steps, axis=1), at_once, atol=1e-5)
+
+
+def test_rows_longer_than_the_learned_positions_are_refused():
+    with pytest.raises(ValueError, match=r"rows must have at most the 64 learned_positions \(got 65\)"):
+        logits(module("learned"), ids=np.zeros((1, 65), np.int32))
+    with pytest.raises(ValueError, match=r"at most the 64 learned_positions \(got 70\)"):
+        module("learned").init_cache(1, 70)
+
+
+def test_bfloat16_is_near_float32():
+    net = model(compute_dtype="bfloat16").build(nnx.Rngs(0))
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(net))} == {jnp.dtype(jnp.float32)}
+    features = net({"ids": jnp.asarray(IDS)})
+    assert features.dtype == jnp.bfloat16
+    np.testing.assert_allclose(net.softmax(features), logits(module(), ids=IDS), atol=0.15)
+
+
+def task(positions="rotary", **generation):
+    settings = {"max_steps": 8, **generation}
+    return GenerativeLanguageModel(model=model(positions), tokenizer=TOKENIZER, generation=Generation(**settings))
+
+
+def generate(one, lines, net=None):
+    batch = one.encode_lines(lines)
+    decoded = jax.jit(one.decode)(net or module(), batch)
+    return [output for _, output in one.postprocess(jax.device_get(decoded), batch)[0]]
+
+
+def greedy(net, prompt, steps):
+    """One token after another, from the whole sequence each time."""
+    ids = list(prompt)
+    for _ in range(steps):
+        padded = np.zeros((1, 32), np.int32)
+        padded[0, : len(ids)] = ids
+        ids.append(int(jnp.argmax(logits(net, ids=padded)[0, len(ids) - 1])))
+        if ids[-1] == TOKENIZER.eos_id:
+            break
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("how", [{"temperature": 0.0}, {"beam_size": 1, "length_norm_alpha": 0.0}])
+def test_the_likeliest_tokens_whatever_the_others_prompts(positions, how):
+    prompts = ["abcde", "", "j"]
+    outputs = generate(task(positions, **how), prompts, module(positions))
+    for prompt, output in zip(prompts, outputs, strict=True):
+        tokens = [TOKENIZER.sos_id, *(3 + TOKENIZER.alphabet.index(c) for c in prompt)]
+        if "temperature" in how:
+            assert output["ids"] == greedy(module(positions), tokens, 8)
+        rows = np.array([[*tokens, *output["ids"]]], np.int32)
+        log_probs = jax.nn.log_softmax(logits(module(positions), ids=rows)[0])
+        expected = sum(float(log_probs[len(tokens) - 1 + i, token]) for i, token in enumerate(output["ids"]))
+        assert output["log_prob"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_draws_depend_on_the_seed_alone():
+    lines = ["abc", "d"]
+    first, again, other = (generate(task(seed=seed), lines) for seed in (0, 0, 1))
+    assert first == again
+    assert [output["ids"] for output in first] != [output["ids"] for output in other]
+    assert first[0]["text"] == TOKENIZER.decode([first[0]["ids"]], [len(first[0]["ids"])])[0].removesuffix("</s>")
+
+
+def test_text_before_a_prompt_takes_the_place_of_the_start():
+    one = task(before="a")
+    batch = one.encode_lines(["bc", ""])
+    assert batch["prompt"].tolist() == [[2, 3, 4, 5], [2, 2, 2, 3]]
+    assert batch["prompt_paddings"].tolist() == [[1, 0, 0, 0], [1, 1, 1, 0]]
+    with pytest.raises(RequestError, match=r"set task\.tokenizer"):
+        dataclasses.replace(one, tokenizer=None).encode_lines(["a"])
+
+
+def test_datasets_are_decoded_to_their_perplexity():
+    ids = jnp.asarray(IDS)
+    labels = jnp.roll(ids, -1, axis=1)
+    batch = {"ids": ids, "labels": labels, "paddings": jnp.zeros((2, T)), "weight": jnp.ones(2)}
+    decoded = task().decode(module(), batch)
+    outputs, _ = task().postprocess(jax.device_get(decoded), jax.device_get(batch))
+    packed = {**batch, "segment_ids": jnp.ones_like(ids), "segment_pos": jnp.tile(jnp.arange(T), (2, 1))}
+    rows = PackedLanguageModel(model=model(), z_loss=0.0).decode(module(), packed)
+    np.testing.assert_allclose([o["log_pplx_per_sample"] for _, o in outputs], -rows["log_prob"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_steps": 0}, r"max_steps must be >= 1 \(got 0\)"),
+        ({"nucleus_p": 0.0}, r"nucleus_p must be in \(0, 1\] \(got 0.0\)"),
+        ({"temperature": -1.0}, r"temperature must be >= 0 \(got -1.0\)"),
+    ],
+)
+def test_wrong_settings_of_generation(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Generation(**fields)
