@@ -1,9 +1,17 @@
 """The giant language models have Lingvo's numbers of weights, by their shapes alone."""
 
+import math
+
+import jax
+import numpy as np
 import pytest
 
+import raylingvo as rl
 from raylingvo import registry
-from raylingvo.training.state import Model, num_params
+from raylingvo.data.synthetic import SyntheticPackedRows
+from raylingvo.metrics.means import to_means
+from raylingvo.training.state import Model, init_state, num_params
+from raylingvo.training.step import make_train_step
 
 DENSE = {
     "DenseLm8B2x2": 8_852_168_704,
@@ -41,3 +49,51 @@ BERT = {
 )
 def test_the_number_of_weights(name, number):
     assert num_params(Model(registry.get(name).task).abstract) == number
+
+
+SMALL = {
+    "task.model.stack.num_layers": 2,
+    "task.model.stack.attention.model_dim": 32,
+    "task.model.stack.attention.num_heads": 4,
+    "task.model.stack.attention.head_dim": 8,
+    "task.model.stack.feed_forward.hidden_dim": 48,
+    "task.model.vocab_size": 200,
+    "task.model.tokens_per_chunk": 16,
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lm.synthetic_packed_input.DenseLm8B2x2",
+        "lm.synthetic_packed_input.DenseLm175B32x32",
+        "lm.synthetic_packed_input.DenseLm12kWide41BAdam8x8",
+        "lm.synthetic_packed_input.DenseLm8B2x2Decode",
+        "lm.wiki_bert.MLPerfTrainBertDense2B",
+        "lm.wiki_bert.MLPerfBertDense13B32x32",
+    ],
+)
+def test_a_small_one_of_each_kind_trains(name):
+    experiment = rl.override(rl.get(name), SMALL)
+    if experiment.task.model.learned_positions:
+        experiment = rl.override(experiment, {"task.model.learned_positions": 24})
+    batch = SyntheticPackedRows(length=24).train_batches(2, 0)[0]
+    ids = np.random.default_rng(0).integers(104, 200, (2, 24)).astype(np.int32)
+    batch |= {
+        "ids": ids,
+        "labels": np.roll(ids, -1, axis=1),
+        "segment_pos": np.tile(np.arange(24, dtype=np.int32), (2, 1)),
+    }
+    state = init_state(experiment, batch)
+    step = jax.jit(make_train_step(experiment))
+    losses, weights = [], state.weights
+    for _ in range(5):
+        state, nonfinite = step(state, batch)
+        assert not nonfinite
+        results = to_means(jax.device_get(state.totals))
+        losses.append(results["loss"])
+    assert 0 < losses[0] < 2 * math.log(200) + 10
+    assert results["num_skipped_updates"] == 0
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), weights.params, state.weights.params)
+    # Of learned positions all 24 are used; Adafactor's step is relative, so even scales of 1 move.
+    assert jax.tree.all(changed)
