@@ -42,7 +42,8 @@ def test_it_beats_a_trigram_of_the_same_text(test_data: Path, tmp_path: Path, mo
     perplexity = math.exp(metrics["log_pplx"])
     print(f"{NAME}: {perplexity:.1f}, trigram {trigram_perplexity:.1f}, {seconds:.0f} s")
     assert metrics["num_predictions"] == sum(map(len, test))
-    assert perplexity < 90 < trigram_perplexity
+    # An interpolated Kneser-Ney trigram reaches 83.5.
+    assert perplexity < 83 < trigram_perplexity
 
 
 def _sentences(dataset: SequenceDataset, max_length: int) -> list[list[int]]:
