@@ -110,12 +110,12 @@ class WarmStart:
     """
 
     logdir: str  # relative to where the run is started
-    checkpoint: str = "latest"  # or a step
+    checkpoint: int | Literal["latest"] = "latest"  # a step
     rules: tuple[tuple[str, str], ...] = (("(.*)", r"\1"),)
 
     def __post_init__(self) -> None:
-        if self.checkpoint != "latest" and not self.checkpoint.isdecimal():
-            raise ValueError(f"checkpoint must be latest or a step (got {self.checkpoint!r})")
+        if isinstance(self.checkpoint, int):
+            _at_least(self, 0, "checkpoint")
         for pattern, replacement in self.rules:
             check_pattern("rules", pattern, replacement)
 

@@ -28,7 +28,14 @@ class Evaler(SnapshotReader):
         for field, metric in experiment.watched_metrics().items():
             of, _, name = metric.partition("/")
             if of == dataset:
-                _check_name(field, metric, name, self._out_info)
+                _check_name(field, metric, name, self._metric_names())
+
+    def _metric_names(self) -> list[str]:
+        """Of all batches: several tasks have different metrics."""
+        found: dict[str, Any] = {}
+        for batch in self._batches.samples():
+            found |= jax.eval_shape(self._compute, self._model.abstract, batch)
+        return list(found)
 
     def _settings(self, experiment: Experiment) -> Reading:
         return experiment.eval[self.dataset]

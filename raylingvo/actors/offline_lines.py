@@ -10,6 +10,7 @@ import jax
 
 from raylingvo.actors.logdir import hold, read_experiment, read_info
 from raylingvo.errors import RequestError
+from raylingvo.monitor.metrics_log import json_tree
 from raylingvo.training import checkpoints
 from raylingvo.training.host_copy import decode
 from raylingvo.training.state import Model
@@ -27,8 +28,8 @@ def decode_lines(
 
     checkpoint: latest, best or a step. batch_size: lines at a time. progress is called with a line after each batch.
     Returns a JSON value {"run", "experiment", "logdir", "step", "outputs": [{"input": line, ...}, ...]}, an output for
-    each line, in order. Raises RequestError for what does not exist or is damaged, a logdir in use, or a task that
-    decodes no text.
+    each line, in order; a number that is not finite is None. Raises RequestError for what does not exist or is damaged,
+    a logdir in use, or a task that decodes no text.
     """
     experiment = read_experiment(logdir)
     info = read_info(logdir)
@@ -46,7 +47,7 @@ def decode_lines(
             batch = task.encode_lines(part + [""] * (batch_size - len(part) if start else 0))
             batch["weight"][len(part) :] = 0.0
             found, _ = task.postprocess(jax.device_get(decode_step(weights, batch)), batch)
-            outputs += [{"input": line, **output} for line, (_, output) in zip(part, found, strict=True)]
+            outputs += [{"input": line, **json_tree(output)} for line, (_, output) in zip(part, found, strict=True)]
             progress(f"decode @ {step}: {len(outputs)} of {len(lines)} lines")
     return {
         "run": info and info["id"],

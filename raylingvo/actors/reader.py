@@ -63,7 +63,7 @@ class SnapshotReader(abc.ABC):
             raise RequestError(f"dataset {dataset}: there is no example to read")
         self._log = MetricsLog(self.directory)
         self._step = StepForShapes(self._compute)
-        self._out_info = self._step.compile(self._model.abstract, self._batches.samples()).out_info
+        self._step.compile(self._model.abstract, self._batches.samples())
 
     @property
     def abstract_weights(self) -> Weights:

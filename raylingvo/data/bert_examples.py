@@ -50,8 +50,11 @@ class BertExamples(RecordSequences):
     ) -> np.ndarray:
         ids, real = np.array(input_ids), np.asarray(input_mask) > 0
         masked = np.asarray(masked_lm_weights) > 0
+        if not len(masked) == len(masked_lm_positions) == len(masked_lm_ids):
+            sizes = f"{len(masked)}, {len(masked_lm_positions)} and {len(masked_lm_ids)}"
+            raise ValueError(f"masked_lm_weights, _positions and _ids must be equally many (got {sizes})")
         positions = np.asarray(masked_lm_positions)[masked]
-        if len(ids) != len(real) or (positions >= len(ids)).any():
+        if len(ids) != len(real) or ((positions < 0) | (positions >= len(ids))).any():
             raise ValueError(f"input_ids must have {len(real)} ids, and all masked positions (got {len(ids)})")
         ids[positions] = np.asarray(masked_lm_ids)[masked]
         ids = ids[real]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import itertools
 import threading
 from collections.abc import Sequence
@@ -52,6 +53,7 @@ class ConstantShares(Sampling):
 
     def __post_init__(self) -> None:
         _check_shares("weights", self.weights)
+        object.__setattr__(self, "weights", tuple(map(float, self.weights)))
 
     def check(self, number: int) -> None:
         _check_number("weights", self.weights, number)
@@ -148,13 +150,14 @@ class Stages(Sampling):
 class SampledOrder:
     """An `Order`: at step k the number S * n + s, where s is the dataset drawn for it and n how often it was before.
 
-    A step needs the draws of all blocks before its own: 0.1 us each, made once.
+    A step needs the draws of all blocks before its own, which are made once; two blocks are kept.
     """
 
     def __init__(self, sampling: Sampling, number: int, seed: int):
         sampling.check(number)
         self._sampling, self._number, self._seed = sampling, number, seed
         self._before = np.zeros((1, number), np.int64)  # [i]: how often each was drawn before block i
+        self._draw = functools.lru_cache(maxsize=2)(self._draw_block)
         self._lock = threading.Lock()
 
     def at(self, position_P: np.ndarray) -> np.ndarray:
@@ -168,12 +171,12 @@ class SampledOrder:
             found[here] = (n * self._number + drawn)[offset_P[here]]
         return found
 
-    def _draw(self, block: int) -> np.ndarray:
+    def _draw_block(self, block: int) -> np.ndarray:
         """i64[_BLOCK], the dataset at each step of a block."""
         shares = self._sampling.shares(np.arange(block * _BLOCK, (block + 1) * _BLOCK), self._number)
         upper = np.cumsum(shares, axis=1)
-        point = random_bits(_BLOCK, self._seed, block, stream=MIXTURE) / 2.0**64 * upper[:, -1]
-        # A point below the last border, whatever was rounded: a dataset of share 0 is never drawn.
+        # 53 bits, so that nothing is rounded up to 1: a dataset of share 0 is never drawn, not even the last one.
+        point = (random_bits(_BLOCK, self._seed, block, stream=MIXTURE) >> np.uint64(11)) / 2.0**53 * upper[:, -1]
         return (point[:, None] >= upper[:, :-1]).sum(axis=1)
 
     def _drawn_before(self, block: int) -> np.ndarray:

@@ -57,6 +57,11 @@ class TextWindows(FixedShapeDataset):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
 
+        if self.stride > self.length:
+            raise ValueError(f"stride must be <= length = {self.length}, or tokens are left out (got {self.stride})")
+        if self.tokenizer.is_random:
+            raise ValueError(f"tokenizer must draw nothing at random: ids are made once (got {self.tokenizer})")
+
     def check(self) -> None:
         if not paths.resolve(self.path).is_file():
             raise paths.not_found(self.path, self.prepare)

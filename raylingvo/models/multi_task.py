@@ -22,7 +22,9 @@ class MultiTask(Task):
 
     shared: paths of modules or variables, such as `encoder` or `encoder/layers`, that tasks have in common: all tasks
     that have the path use the first one's. Metrics are named METRIC/TASK; train metrics have `loss` of all as well.
-    A step changes only what its task uses, with what optimizers remember of it. (Lingvo: core/multitask_model.py.)
+    A shared part is stored with the task whose name is first in the alphabet. A step changes only the weights that its
+    task uses, and what optimizers remember of each; what they count for all weights alike, such as Adam's number of
+    updates, counts every step. (Lingvo: core/multitask_model.py.)
     """
 
     tasks: Mapping[str, Task]
@@ -117,7 +119,8 @@ def _get(module: Any, name: str) -> Any:
     """The part of this name, or number in a list; None if there is none."""
     if isinstance(module, list | nnx.List):
         return module[int(name)] if name.isdigit() and int(name) < len(module) else None
-    return getattr(module, name, None)
+    part = getattr(module, name, None)
+    return part if isinstance(part, nnx.Module | nnx.Variable | list | nnx.List) else None
 
 
 def _shapes(part: Any) -> Any:

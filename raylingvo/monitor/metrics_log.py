@@ -107,6 +107,15 @@ def json_values(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
+def json_tree(value: Any) -> Any:
+    """A value of dicts, lists and scalars as JSON can say it: None for each number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: json_tree(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_tree(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

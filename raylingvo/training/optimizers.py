@@ -11,6 +11,7 @@ from raylingvo.training._optimizers.composed import Accumulator as Accumulator
 from raylingvo.training._optimizers.composed import AdaGraft as AdaGraft
 from raylingvo.training._optimizers.composed import Composite as Composite
 from raylingvo.training._optimizers.composed import Part as Part
+from raylingvo.training._optimizers.composed import accumulates as accumulates
 from raylingvo.training._optimizers.elementwise import AdaDelta as AdaDelta
 from raylingvo.training._optimizers.elementwise import Adagrad as Adagrad
 from raylingvo.training._optimizers.elementwise import Adam as Adam

@@ -13,6 +13,8 @@ from raylingvo.errors import RequestError
 from raylingvo.metrics.means import Totals, zeros_like_metrics
 from raylingvo.training import update
 from raylingvo.training.learner import ONLY, TASK_LOSS
+from raylingvo.training.optimizers import accumulates
+from raylingvo.training.paths import names
 
 if TYPE_CHECKING:
     from raylingvo.experiment import Experiment
@@ -92,19 +94,25 @@ def init_state(experiment: Experiment, *batches: Any) -> TrainState:
     def loss_metrics(weights: Weights, batch: Any) -> Any:
         return task.loss(model.merge(weights), batch, seed)[1]
 
-    metrics: dict[str, Any] = {}
-    for batch in batches:
-        metrics |= jax.eval_shape(loss_metrics, model.abstract, batch)
     learners = experiment.learners
     update.partition(learners, model.abstract.params)  # refuses what cannot be
-    for name, of in experiment.loss_names.items():
-        if of != TASK_LOSS and of not in metrics:
-            key = f"learner.{name}.loss_name" if name != ONLY else "learner.loss_name"
-            raise RequestError(
-                f"{key}: the loss of {type(task).__name__} has no metric {of!r}; it has {', '.join(metrics)}"
-            )
+    metrics: dict[str, Any] = {}
+    for batch in batches:
+        own = jax.eval_shape(loss_metrics, model.abstract, batch)
+        metrics |= own
+        for name, of in experiment.loss_names.items():
+            if of != TASK_LOSS and of not in own:
+                key = f"learner.{name}.loss_name" if name != ONLY else "learner.loss_name"
+                raise RequestError(
+                    f"{key}: the loss of {type(task).__name__} has no metric {of!r}; it has {', '.join(own)}"
+                )
+        for name, learner in learners.items():
+            rests = any(not task.trains(path, batch) for path, _ in names(model.abstract.params))
+            if rests and accumulates(learner.optimizer):
+                key = f"learner.{name}.optimizer" if name != ONLY else "learner.optimizer"
+                raise RequestError(f"{key}: an Accumulator counts steps that change all variables; this task's do not")
     of_learners = [update.metric_name(m, name) for name, one in learners.items() for m in update.metric_names(one)]
-    names = [*metrics, *of_learners, *STEP_METRICS]
+    metric_names = [*metrics, *of_learners, *STEP_METRICS]
 
     @jax.jit  # One program instead of one per variable: most of the time is compilation.
     def init() -> TrainState:
@@ -119,7 +127,7 @@ def init_state(experiment: Experiment, *batches: Any) -> TrainState:
             opt_state=opt_state.get(ONLY, opt_state),
             learning_rate=rates.get(ONLY, rates),
             rng=jax.random.key_data(step_rng),
-            totals=zeros_like_metrics(dict.fromkeys(names)),
+            totals=zeros_like_metrics(dict.fromkeys(metric_names)),
             nonfinite_in_a_row=jnp.zeros((), jnp.int32),
             average=jax.tree.map(jnp.copy, weights) if experiment.train.ema_decay else (),
         )

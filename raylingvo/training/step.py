@@ -51,7 +51,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple
         zeros = jax.tree.map(jnp.zeros_like, losses)
         grads = {name: pull_back(zeros | {name: jnp.ones_like(loss)})[0] for name, loss in losses.items()}
         gradients = {
-            name: update.regularize(learner, grads[loss_names[name]][name], parts[name])
+            name: update.regularize(learner, grads[loss_names[name]][name], parts[name], idle)
             for name, learner in learners.items()
         }
         checked = [*losses.values(), *(part.norm for part in gradients.values())]

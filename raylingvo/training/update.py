@@ -65,8 +65,11 @@ def partition(learners: Mapping[str, Learner], params: Any) -> dict[str, Any]:
     return parts
 
 
-def regularize(learner: Learner, grads: Any, params: Any) -> Gradients:
-    """Adds the gradients of L2 and L1, and takes the norm. Metrics: l2_loss and l1_loss, if used, and norms."""
+def regularize(learner: Learner, grads: Any, params: Any, idle: Collection[str] = ()) -> Gradients:
+    """Adds the gradients of L2 and L1, and takes the norm. Metrics: l2_loss and l1_loss, if used, and norms.
+
+    idle: variables that the step leaves alone.
+    """
     metrics = {}
     for field, loss_of, gradient_of in (
         ("l2", lambda p: 0.5 * jnp.sum(jnp.square(p)), lambda p: p),
@@ -76,7 +79,9 @@ def regularize(learner: Learner, grads: Any, params: Any) -> Gradients:
         if weight is None:
             continue
         skipped = matches(learner.skip_lp_regularization)
-        chosen, part = (select(tree, lambda path, skipped=skipped: not skipped(path)) for tree in (params, grads))
+        chosen, part = (
+            select(tree, lambda path, skipped=skipped: not (skipped(path) or path in idle)) for tree in (params, grads)
+        )
         losses = [loss_of(p.astype(jnp.float32)) for p in jax.tree.leaves(chosen)]
         metrics[f"{field}_loss"] = weight * sum(losses, jnp.zeros((), jnp.float32))
         grads = merge(grads, jax.tree.map(lambda g, p, w=weight, of=gradient_of: g + w * of(p), part, chosen))
@@ -122,14 +127,15 @@ def apply(
 def keep_idle(idle: Collection[str], before: Any, after: Any) -> Any:
     """`after`, with the leaves of `before` for the variables `idle`.
 
-    Two trees of one structure: variables, or slots that an optimizer keeps in nested dicts like those of variables.
+    Two trees of one structure: variables, or slots that an optimizer keeps in nested dicts like those of variables,
+    perhaps in dicts of its own below them.
     """
     if not idle:
         return after
-    endings = tuple(f"/{path}" for path in idle)
+    starts = tuple(f"{path}/" for path in idle)
 
     def choose(path: Any, old: Any, new: Any) -> Any:
-        name = "".join(f"/{key.key}" for key in path if isinstance(key, jax.tree_util.DictKey))
-        return old if name.endswith(endings) else new
+        name = "".join(f"{key.key}/" for key in path if isinstance(key, jax.tree_util.DictKey))
+        return old if name.startswith(starts) else new
 
     return jax.tree_util.tree_map_with_path(choose, before, after)

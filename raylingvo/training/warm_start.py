@@ -26,7 +26,7 @@ def warm_started(state: TrainState, settings: WarmStart) -> TrainState:
     """
     logdir = Path(settings.logdir)
     try:
-        step = checkpoints.resolve(logdir, settings.checkpoint, None)[-1]
+        step = checkpoints.resolve(logdir, str(settings.checkpoint), None)[-1]
         saved = checkpoints.restore_all_weights(logdir, step)
     except RequestError as error:
         raise RequestError(f"train.warm_start: {error}") from error

@@ -15,7 +15,7 @@ from raylingvo.errors import RequestError
 from raylingvo.metrics.means import to_means
 from raylingvo.models.multi_task import MultiTask
 from raylingvo.training.learner import Learner
-from raylingvo.training.optimizers import Adam
+from raylingvo.training.optimizers import Accumulator, Adafactor, Adam, Composite, Part, RMSProp
 from raylingvo.training.shapes import StepForShapes
 from raylingvo.training.state import Model, init_state
 from raylingvo.training.step import make_train_step
@@ -86,6 +86,7 @@ def test_gradients_of_what_is_shared_come_from_every_task():
         ("hiden", r"shared: 'hiden' must be part of at least two tasks \(it is of none\)"),
         ("seen", r"shared: 'seen' must be part of at least two tasks \(it is of a\)"),
         ("hidden/kernel/3/x", "must be part of at least two tasks"),
+        ("__call__", r"must be part of at least two tasks \(it is of none\)"),
     ],
 )
 def test_what_cannot_be_shared(shared, message):
@@ -106,27 +107,60 @@ def train(experiment, steps, state=None):
     states = [state]
     for k in range(int(state.step), int(state.step) + steps):
         states.append(step(states[-1], batches[k])[0])
-    return states, [next(name[0] for name in batches[k] if "/" in name) for k in range(steps)]
+    return states, [next(name.partition("/")[0] for name in batches[k] if "/" in name) for k in range(steps)]
 
 
-def test_a_step_changes_only_what_its_task_uses():
+# Adam would move what has no gradient, by what it remembers; Adafactor would forget.
+OPTIMIZERS = (
+    Adam(),
+    Adafactor(beta1=0.9),
+    RMSProp(),
+    Composite(parts={"kernel": Part(optimizer=Adam())}, default=Part(optimizer=Adafactor())),
+)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: type(optimizer).__name__)
+def test_a_step_changes_only_what_its_task_uses(optimizer):
+    # One task's name is that of a part of the other's.
+    names = ("net", "out")
+    datasets = tuple(OfTask(task=name, dataset=toy.Numbers()) for name in names)
+    data = SampleBatches(datasets=datasets, sampling=RoundRobin())
+    task = MultiTask(tasks={"net": A, "out": toy.Regression(dropout=0.0)}, shared=("hidden",))
+    learner = Learner(learning_rate=0.1, optimizer=optimizer, l2_regularizer_weight=0.1)
+    states, tasks = train(toy.experiment(task=task, data=data, learner=learner), 4)
+    assert tasks == ["net", "out", "net", "out"]
+    for old, new, name in zip(states, states[1:], tasks, strict=False):
+        (other,) = {*names} - {name}
+        before, after = old.weights.params, new.weights.params
+        assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), before[other]["out"], after[other]["out"]))
+        assert (before[name]["out"]["kernel"] != after[name]["out"]["kernel"]).any()
+        assert (before["net"]["hidden"]["kernel"] != after["net"]["hidden"]["kernel"]).any()
+        for path, x in jax.tree_util.tree_leaves_with_path(old.opt_state.slots):
+            keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+            if keys[:2] == [other, "out"]:
+                assert (x == value_at(new.opt_state.slots, path)).all(), path
+    results = to_means(jax.device_get(states[-1].totals))
+    assert results["num_rows/net"] == results["num_rows/out"] == 8
+    assert results["loss"] == pytest.approx((results["loss/net"] + results["loss/out"]) / 2)
+
+
+def value_at(tree, path):
+    return dict(jax.tree_util.tree_leaves_with_path(tree))[path]
+
+
+def test_what_does_not_fit_several_tasks_is_refused():
     datasets = tuple(OfTask(task=name, dataset=toy.Numbers()) for name in "ab")
     data = SampleBatches(datasets=datasets, sampling=RoundRobin())
-    task = MultiTask(tasks={"a": A, "b": toy.Regression(dropout=0.0)}, shared=("hidden",))
-    # Adam would move what has no gradient, by what it remembers.
-    experiment = toy.experiment(task=task, data=data, learner=Learner(learning_rate=0.1, optimizer=Adam()))
-    states, tasks = train(experiment, 4)
-    assert tasks == ["a", "b", "a", "b"]
-    for old, new, name in zip(states, states[1:], tasks, strict=False):
-        other = "ab".replace(name, "")
-        for tree in (lambda s: s.weights.params, lambda s: s.opt_state.slots.mu, lambda s: s.opt_state.slots.nu):
-            before, after = tree(old), tree(new)
-            assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), before[other]["out"], after[other]["out"]))
-            assert (before[name]["out"]["kernel"] != after[name]["out"]["kernel"]).any()
-            assert (before["a"]["hidden"]["kernel"] != after["a"]["hidden"]["kernel"]).any()
-    results = to_means(jax.device_get(states[-1].totals))
-    assert results["num_rows/a"] == results["num_rows/b"] == 8
-    assert results["loss"] == pytest.approx((results["loss/a"] + results["loss/b"]) / 2)
+    for learner, message in (
+        (
+            Learner(learning_rate=0.1, optimizer=Accumulator(optimizer=Adam())),
+            "an Accumulator counts steps that change",
+        ),
+        (Learner(learning_rate=0.1, loss_name="loss/a"), "no metric 'loss/a'; it has loss, loss/b"),
+    ):
+        experiment = toy.experiment(task=SHARED, data=data, learner=learner)
+        with pytest.raises(RequestError, match=message):
+            init_state(experiment, *data.train_batches(4, 0).samples())
 
 
 def test_training_resumes_in_the_middle_of_the_schedule():

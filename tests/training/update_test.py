@@ -62,9 +62,6 @@ def from_lingvo(case):
     return Learner(learning_rate=case["learning_rate"], optimizer=optimizer, dropped_updates="zero", **params)
 
 
-COMPARED = {"learning_rate", "grad_scale_all", "has_nan_or_inf", "grad_norm_all", "var_norm_all", "l1_loss", "l2_loss"}
-
-
 @pytest.mark.data
 def test_weights_and_metrics_of_lingvo(lingvo_vectors):
     cases = [pair for pair in lingvo_vectors("h_optimizers") if pair[0]["kind"] == "learner"]

@@ -240,12 +240,14 @@ class MultiHeadedAttention(nnx.Module):
                 for old, part in zip(cache, new, strict=True)
             )
         )
+        query_positions = slot_L[None] if positions is None else positions
+        keys = jnp.arange(S)[None] if key_positions is None else key_positions
         if mask is None:
             mask = window_mask(slot_L, jnp.arange(S), config.left_context, 0)
-        bias = None
-        if self.relative_bias is not None:
-            keys = jnp.arange(S)[None] if key_positions is None else key_positions
-            bias = self.relative_bias.at(slot_L[None] if positions is None else positions, keys)
+        elif config.left_context is not None:
+            near = keys[:, None, None, :] > query_positions[:, None, :, None] - config.left_context
+            mask = combine_masks(mask, near)
+        bias = None if self.relative_bias is None else self.relative_bias.at(query_positions, keys)
         return self._attend(query_BxLxNxH, cache, mask, bias, None)[0], cache
 
     def _query(self, query_BxTxD: jax.Array, positions: jax.Array | None) -> jax.Array:

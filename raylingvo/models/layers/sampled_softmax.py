@@ -55,10 +55,15 @@ def log_uniform_candidates(rng: jax.Array, num_sampled: int, num_classes: int) -
 
 
 def log_expected_count(candidates: Candidates, classes: jax.Array, num_classes: int) -> jax.Array:
-    """log(1 - (1 - p)^num_tries), f32[...]: how often each of `classes`, i32[...], is among so many draws."""
+    """log(1 - (1 - p)^num_tries), f32[...]: how often each of `classes`, i32[...], is among so many draws.
+
+    log(p * num_tries) if no draw was a repetition, as TensorFlow has it.
+    """
     k = classes.astype(jnp.float32)
     p = jnp.log1p(1 / (k + 1)) / math.log(num_classes + 1)
-    return jnp.log(-jnp.expm1(candidates.num_tries.astype(jnp.float32) * jnp.log1p(-p)))
+    tries = candidates.num_tries.astype(jnp.float32)
+    unique = -jnp.expm1(tries * jnp.log1p(-p))
+    return jnp.log(jnp.where(candidates.num_tries == len(candidates.ids), p * tries, unique))
 
 
 def sampled_cross_entropy(

@@ -34,8 +34,8 @@ def expert_capacity(group_size: int, num_experts: int, capacity_factor: float | 
         if minimum <= 0:
             raise ValueError(f"the minimum capacity must be > 0 without a capacity_factor (got {minimum})")
         return minimum
-    wanted = int(group_size * capacity_factor / num_experts)
-    return minimum if minimum and minimum >= wanted else max(4, -(-wanted // 4) * 4)
+    wanted = int(group_size * capacity_factor / num_experts) or 4
+    return minimum if minimum >= wanted else -(-wanted // 4) * 4
 
 
 def top2_gating(

@@ -56,6 +56,9 @@ class TransformerConfig:
         if self.cross_attention is not None and self.cross_attention.model_dim != self.attention.model_dim:
             dims = self.attention.model_dim, self.cross_attention.model_dim
             raise ValueError(f"cross_attention.model_dim must be attention.model_dim, {dims[0]} (got {dims[1]})")
+        cross = self.cross_attention
+        if cross is not None and (cross.rotary is not None or cross.relative_bias is not None):
+            raise ValueError("cross_attention must have neither rotary nor relative_bias: a source has other positions")
         if self.remat is not None and self.remat not in get_args(Remat):
             raise ValueError(f"remat must be None or one of {get_args(Remat)} (got {self.remat!r})")
         if self.causal and self.attention.block_size is not None and self.attention.right_context != 0:
@@ -128,16 +131,21 @@ class Block(nnx.Module):
         return self._after_self(x_BxTxD, source, inputs, cross_rng, rest_rng, stepping=False)
 
     def extend_step(
-        self, x_BxLxD: jax.Array, cache: KeyValues, index: jax.Array | int, source: KeyValues | None, **inputs
+        self,
+        x_BxLxD: jax.Array,
+        cache: KeyValues,
+        index: jax.Array | int,
+        source: KeyValues | None,
+        inputs: BlockInputs,
+        key_positions: jax.Array | None,
     ) -> tuple[jax.Array, KeyValues, jax.Array | None]:
         """Output [B, L, D], the extended cache, probabilities of the attention to the source."""
-        source_mask = inputs.pop("source_mask")
-        entered = self.self_residual.enter(x_BxLxD)
-        y, cache = self.self_attention.extend_step(entered, cache, index, **inputs)
-        x_BxLxD = self.self_residual.leave(x_BxLxD, entered, y, None)
-        x_BxLxD, _, probs = self._after_self(
-            x_BxLxD, source, BlockInputs(source_mask=source_mask), None, None, stepping=True
+        entered = self.self_residual.enter(x_BxLxD, inputs.nonpadding)
+        y, cache = self.self_attention.extend_step(
+            entered, cache, index, mask=inputs.mask, positions=inputs.positions, key_positions=key_positions
         )
+        x_BxLxD = self.self_residual.leave(x_BxLxD, entered, y, None)
+        x_BxLxD, _, probs = self._after_self(x_BxLxD, source, inputs, None, None, stepping=True)
         return x_BxLxD, cache, probs
 
     def _after_self(
@@ -305,29 +313,29 @@ class Transformer(nnx.Module):
         mask: jax.Array | None = None,
         positions: jax.Array | None = None,
         key_positions: jax.Array | None = None,
+        nonpadding: jax.Array | None = None,
         source: tuple[KeyValues, ...] | None = None,
         source_mask: jax.Array | None = None,
     ) -> tuple[Transformed, tuple[KeyValues, ...]]:
         """L positions of a causal stack, at index ... of the cache: what `__call__` returns for them, and the cache.
 
-        Arguments as those of `MultiHeadedAttention.extend_step`; source: of `project_source`, of the batch of x,
-        or of the sources of x's hyps; source_mask: as `padding_mask` makes it, of the same batch.
+        Arguments as those of `MultiHeadedAttention.extend_step`; nonpadding: f32[B, L], 0 for positions that do not
+        count, None: all do; source: of `project_source`, of the batch of x, or of the sources of x's hyps; source_mask:
+        as `padding_mask` makes it, of the same batch.
         Mixtures of experts route the L positions of each row as a group.
         """
         if not self.config.causal:
             raise ValueError("causal must be True to decode by steps")
+        inputs = BlockInputs(
+            mask=mask,
+            positions=positions,
+            nonpadding=None if nonpadding is None else nonpadding[..., None],
+            source_mask=source_mask,
+        )
         probs, extended = None, []
         for i, block in enumerate(self._each()):
-            x_BxLxD, new, block_probs = block.extend_step(
-                x_BxLxD,
-                cache[i],
-                index,
-                None if source is None else source[i],
-                source_mask=source_mask,
-                mask=mask,
-                positions=positions,
-                key_positions=key_positions,
-            )
+            of_source = None if source is None else source[i]
+            x_BxLxD, new, block_probs = block.extend_step(x_BxLxD, cache[i], index, of_source, inputs, key_positions)
             extended.append(new)
             if block_probs is not None:
                 probs = block_probs.mean(1) if probs is None else probs + block_probs.mean(1)

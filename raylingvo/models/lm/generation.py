@@ -38,11 +38,12 @@ class CachedModule(Protocol):
         mask: jax.Array,
         positions: jax.Array,
         key_positions: jax.Array,
+        nonpadding: jax.Array,
     ) -> tuple[jax.Array, Any]:
         """Features [B, L, D] of tokens that go to places index, index + 1, .. of the cache; the cache with them.
 
         mask: bool[B, 1, L, S], the places that each sees. positions: i32[B, L], of the tokens in their sentences;
-        key_positions: i32[B, S], of all places.
+        key_positions: i32[B, S], of all places. nonpadding: f32[B, L], 0 for tokens that do not count.
         """
         ...
 
@@ -69,11 +70,20 @@ class Generation:
     before: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("max_steps", 1), ("top_k", 0), ("seed", 0), ("temperature", 0), ("beam_size", 0)):
+        least_of = {"max_steps": 1, "top_k": 0, "seed": 0, "temperature": 0, "beam_size": 0, "length_norm_alpha": 0}
+        for name, least in least_of.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be >= {least} (got {getattr(self, name)})")
         if not 0 < self.nucleus_p <= 1:
             raise ValueError(f"nucleus_p must be in (0, 1] (got {self.nucleus_p})")
+        draws = {"temperature": 1.0, "top_k": 0, "nucleus_p": 1.0, "seed": 0}
+        for name, default in draws.items():
+            if self.beam_size and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} must be {default} with a beam_size: nothing is drawn (got {getattr(self, name)})"
+                )
+        if self.top_k and not self.temperature:
+            raise ValueError(f"top_k must be 0 at temperature 0, which takes the likeliest token (got {self.top_k})")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +95,11 @@ class GenerativeLanguageModel(LanguageModel):
     """
 
     generation: Generation = Generation()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model.has_cache:
+            raise ValueError("model must keep a cache of keys and values, as a TransformerLm does, to generate text")
 
     def decode(self, model: nnx.Module, batch: Batch) -> dict[str, jax.Array]:
         """Of prompts: ids i32[B, T], lens i32[B] (</s> included), log_prob f32[B]. Else as `LanguageModel`."""
@@ -106,9 +121,14 @@ class GenerativeLanguageModel(LanguageModel):
             real_BxS = place_S[None, :] >= start_B[:, None]
             positions_BxL = jnp.maximum(place_L[None, :] - start_B[:, None], 0)
             key_positions_BxS = jnp.maximum(place_S[None, :] - start_B[:, None], 0)
-            mask = causal_LxS[None, None] & real_BxS[:, None, None, :]
             return module.extend_step(
-                ids_BxL, cache, index, mask=mask, positions=positions_BxL, key_positions=key_positions_BxS
+                ids_BxL,
+                cache,
+                index,
+                mask=causal_LxS[None, None] & real_BxS[:, None, None, :],
+                positions=positions_BxL,
+                key_positions=key_positions_BxS,
+                nonpadding=(place_L[None, :] >= start_B[:, None]).astype(jnp.float32),
             )
 
         def logits(id_B: jax.Array, step: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
@@ -148,7 +168,13 @@ class GenerativeLanguageModel(LanguageModel):
             # Where each place stands in its sentence: the relative bias needs it.
             places = jax.lax.dynamic_update_slice_in_dim(places, positions.astype(jnp.int32), t * k, axis=1)
             features, cache = module.extend_step(
-                ids_BxL, cache, t * k, mask=mask[:, None] > 0, positions=positions, key_positions=places
+                ids_BxL,
+                cache,
+                t * k,
+                mask=mask[:, None] > 0,
+                positions=positions,
+                key_positions=places,
+                nonpadding=(segment_ids != 0).astype(jnp.float32),
             )
             return jax.nn.log_softmax(module.softmax(features)), (places, cache)
 
@@ -181,7 +207,8 @@ class GenerativeLanguageModel(LanguageModel):
             return super().postprocess(decoded, batch)
         assert self.tokenizer is not None
         ids_BxT, len_B = np.asarray(decoded["ids"]), np.asarray(decoded["lens"])
-        ended_B = ids_BxT[np.arange(len(len_B)), np.maximum(len_B - 1, 0)] == self.tokenizer.eos_id
+        last_B = ids_BxT[np.arange(len(len_B)), np.maximum(len_B - 1, 0)]
+        ended_B = (len_B > 0) & (last_B == self.tokenizer.eos_id)
         texts = self.tokenizer.decode(ids_BxT, len_B - ended_B)
         outputs = [
             (
@@ -199,7 +226,8 @@ class GenerativeLanguageModel(LanguageModel):
     def encode_lines(self, lines: Sequence[str]) -> dict[str, np.ndarray]:
         """prompt i32[B, P] and prompt_paddings f32[B, P], on the left; weight f32[B]. P is a power of 2.
 
-        Raises RequestError without a tokenizer.
+        Raises RequestError without a tokenizer, or if a prompt and what is to be generated are longer than the model
+        can have them.
         """
         if self.tokenizer is None:
             raise RequestError("the task needs a tokenizer to read lines of text; set task.tokenizer")
@@ -208,6 +236,12 @@ class GenerativeLanguageModel(LanguageModel):
         sos = [self.tokenizer.sos_id]
         prompts = [[*([] if self.generation.before else sos), *row.tolist()] or sos for row in rows]
         width = max(map(len, prompts), default=1)
+        longest, steps = self.model.max_length, self.generation.max_steps
+        if longest is not None and width + steps > longest:
+            raise RequestError(
+                f"a prompt of {width} tokens and {steps} new ones (generation.max_steps) are more than the "
+                f"model's {longest}"
+            )
         width = 1 << (width - 1).bit_length()
         prompt_BxP = np.full((len(rows), width), self.tokenizer.pad_id, np.int32)
         paddings_BxP = np.ones((len(rows), width), np.float32)

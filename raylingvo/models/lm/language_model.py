@@ -47,6 +47,26 @@ class NextTokenModel(abc.ABC):
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """The initialised module, a `NextTokenModule`."""
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether features depend on the tokens up to their own alone."""
+        return True
+
+    @property
+    def has_aux_loss(self) -> bool:
+        """Whether there are experts, whose auxiliary loss training needs."""
+        return False
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether the module is a `generation.CachedModule`."""
+        return False
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens of a row; None: any number."""
+        return None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageModel(Task):
@@ -72,6 +92,10 @@ class LanguageModel(Task):
     def __post_init__(self) -> None:
         if not 0 <= self.num_sampled <= self.model.vocab_size:
             raise ValueError(f"num_sampled must be in [0, {self.model.vocab_size}] (got {self.num_sampled})")
+        if not self.model.is_causal:
+            raise ValueError("model must be causal, or it sees what it is to predict")
+        if self.model.has_aux_loss:
+            raise ValueError("model must have no mixtures of experts: PackedLanguageModel trains those")
 
     def init(self, rngs: nnx.Rngs) -> nnx.Module:
         return self.model.build(rngs)

@@ -26,6 +26,8 @@ from raylingvo.models.task import Batch, Task, WeightedMetrics
 
 # B rows, T tokens, D features.
 
+_HASH = np.uint32(2654435761)  # odd, so that its powers are too
+
 
 class PackedModule(Protocol):
     """What the tasks need of a network."""
@@ -50,14 +52,14 @@ class _PackedTask(Task, abc.ABC):
     """What language models of both directions share.
 
     label_smoothing: eps, GShard's form: 1 - eps + eps / V for the label. z_loss: coefficient of the squared logarithm
-    of the softmax's sum. aux_loss: coefficient of the experts' auxiliary loss. loss_denominator: "tokens" that count,
-    or all "slots" B * T, padding too, as GShard trains with.
+    of the softmax's sum. aux_loss: coefficient of the experts' auxiliary loss, if there are any. loss_denominator:
+    "tokens" that count, or all "slots" of the rows, padding too, as GShard trains with.
     """
 
     model: NextTokenModel
     label_smoothing: float = 0.0
     z_loss: float = 1e-4
-    aux_loss: float = 0.0
+    aux_loss: float = 0.01
     loss_denominator: Literal["tokens", "slots"] = "tokens"
 
     def __post_init__(self) -> None:
@@ -70,8 +72,8 @@ class _PackedTask(Task, abc.ABC):
         return self.model.build(rngs)
 
     @abc.abstractmethod
-    def _targets(self, batch: Batch, rng: jax.Array) -> _Targets:
-        """What of the batch is to be predicted."""
+    def _targets(self, batch: Batch, rng: jax.Array | None) -> _Targets:
+        """What of the batch is to be predicted. Without an rng, what is drawn depends on each row alone."""
 
     def loss(self, model: nnx.Module, batch: Batch, rng: jax.Array) -> tuple[jax.Array, WeightedMetrics]:
         """Cross-entropy of smoothed labels, plus z-loss, over `loss_denominator`; plus the auxiliary loss. f32[]."""
@@ -80,11 +82,11 @@ class _PackedTask(Task, abc.ABC):
         return metrics["loss"][0], metrics
 
     def eval_metrics(self, model: nnx.Module, batch: Batch) -> WeightedMetrics:
-        return self._metrics(model, self._targets(batch, jax.random.key(0)), batch, None)
+        return self._metrics(model, self._targets(batch, None), batch, None)
 
     def decode(self, model: nnx.Module, batch: Batch) -> dict[str, jax.Array]:
         """log_prob f32[B], the sum over what a row is to predict; num_tokens f32[B]; num_correct f32[B]."""
-        targets = self._targets(batch, jax.random.key(0))
+        targets = self._targets(batch, None)
         scores, _ = self._scores(model, targets, None)
         correct_BxT = (scores.best == targets.labels) * targets.weights
         xent_BxT = jnp.where(targets.weights > 0, cross_entropy(scores, self.model.vocab_size), 0.0)
@@ -116,7 +118,10 @@ class _PackedTask(Task, abc.ABC):
 
     def _scores(self, model: nnx.Module, targets: _Targets, rng: jax.Array | None) -> tuple[ClassScores, jax.Array]:
         module = cast(PackedModule, model)
-        features_BxTxD, aux_loss = module.with_aux_loss(targets.inputs, rng=rng)
+        # Rows that only fill a batch take no place at an expert.
+        real_Bx1 = targets.inputs["weight"][:, None] > 0
+        inputs = {**targets.inputs, "segment_ids": jnp.where(real_Bx1, targets.inputs["segment_ids"], 0)}
+        features_BxTxD, aux_loss = module.with_aux_loss(inputs, rng=rng)
         return module.softmax.scores(features_BxTxD, targets.labels), aux_loss
 
     def _metrics(self, model: nnx.Module, targets: _Targets, batch: Batch, rng: jax.Array | None) -> WeightedMetrics:
@@ -130,7 +135,9 @@ class _PackedTask(Task, abc.ABC):
         correct_BxT = scores.best == targets.labels
         row_weight_B = (weights_BxT.sum(axis=1) > 0).astype(jnp.float32)
         whole_B = (correct_BxT | (weights_BxT == 0)).all(axis=1)
-        slots = jnp.float32(weights_BxT.size)
+        real_B = (batch["weight"] > 0).astype(jnp.float32)
+        slots = real_B.sum() * weights_BxT.shape[1]
+        used = ((batch["segment_ids"] != 0) * real_B[:, None]).sum()
         denominator = slots if self.loss_denominator == "slots" else tokens
         share = tokens / jnp.maximum(denominator, 1)
         one = jnp.float32(1)
@@ -144,7 +151,7 @@ class _PackedTask(Task, abc.ABC):
             "avg_z_loss_increment": (z_increment, tokens),
             "aux_loss": (aux_loss, one),
             "weight": (tokens, one),
-            "batch_utilized_ratio": ((batch["segment_ids"] != 0).sum() / slots, one),
+            "batch_utilized_ratio": (used / jnp.maximum(slots, 1), slots),
             "num_packed_examples": (_num_segments(batch), one),
         }
 
@@ -157,7 +164,12 @@ class PackedLanguageModel(_PackedTask):
     above 0.
     """
 
-    def _targets(self, batch: Batch, rng: jax.Array) -> _Targets:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model.is_causal:
+            raise ValueError("model must be causal, or it sees what it is to predict")
+
+    def _targets(self, batch: Batch, rng: jax.Array | None) -> _Targets:
         counts_BxT = (batch["segment_ids"] != 0) & (batch["labels"] > 0)
         return _Targets(batch, batch["labels"], counts_BxT * batch["weight"][:, None])
 
@@ -180,6 +192,8 @@ class MaskedLanguageModel(_PackedTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model.is_causal:
+            raise ValueError("model must not be causal: masked tokens are predicted from both sides")
         shares = (self.masked, self.replaced, self.kept)
         if min(shares) < 0 or not 0 < sum(shares) <= 1:
             raise ValueError(f"masked, replaced and kept must be >= 0, and together in (0, 1] (got {shares})")
@@ -187,11 +201,15 @@ class MaskedLanguageModel(_PackedTask):
             if not 0 <= getattr(self, name) < self.model.vocab_size:
                 raise ValueError(f"{name} must be in [0, {self.model.vocab_size}) (got {getattr(self, name)})")
 
-    def _targets(self, batch: Batch, rng: jax.Array) -> _Targets:
+    def _targets(self, batch: Batch, rng: jax.Array | None) -> _Targets:
         ids_BxT = batch["ids"]
-        draw_rng, token_rng = jax.random.split(rng)
-        draw_BxT = jax.random.uniform(draw_rng, ids_BxT.shape)
-        random_BxT = jax.random.randint(token_rng, ids_BxT.shape, self.first_maskable_id, self.model.vocab_size)
+        if rng is not None:
+            draw_BxT, random_BxT = self._draw(rng, ids_BxT.shape)
+        else:
+            # By the row's content, so that it is masked alike in whatever batch it stands.
+            hash_B = (ids_BxT.astype(jnp.uint32) * _HASH ** jnp.arange(ids_BxT.shape[1], dtype=jnp.uint32)[None]).sum(1)
+            keys_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), row))(hash_B)
+            draw_BxT, random_BxT = jax.vmap(lambda key: self._draw(key, ids_BxT.shape[1:]))(keys_B)
         hidden_BxT = jnp.where(draw_BxT < self.masked, self.mask_id, ids_BxT)
         is_replaced_BxT = (draw_BxT >= self.masked) & (draw_BxT < self.masked + self.replaced)
         hidden_BxT = jnp.where(is_replaced_BxT, random_BxT, hidden_BxT)
@@ -199,6 +217,12 @@ class MaskedLanguageModel(_PackedTask):
         chosen_BxT = maskable_BxT & (draw_BxT < self.masked + self.replaced + self.kept)
         inputs = {**batch, "ids": jnp.where(chosen_BxT, hidden_BxT, ids_BxT)}
         return _Targets(inputs, ids_BxT, chosen_BxT * batch["weight"][:, None])
+
+    def _draw(self, rng: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """What decides about each token, U(0, 1), and a random token to take its place."""
+        draw_rng, token_rng = jax.random.split(rng)
+        tokens = jax.random.randint(token_rng, shape, self.first_maskable_id, self.model.vocab_size)
+        return jax.random.uniform(draw_rng, shape), tokens
 
     def _metrics(self, model: nnx.Module, targets: _Targets, batch: Batch, rng: jax.Array | None) -> WeightedMetrics:
         one = jnp.float32(1)

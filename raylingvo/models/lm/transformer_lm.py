@@ -51,6 +51,22 @@ class TransformerLm(NextTokenModel):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1) (got {self.dropout})")
 
+    @property
+    def is_causal(self) -> bool:
+        return self.stack.causal
+
+    @property
+    def has_aux_loss(self) -> bool:
+        return self.stack.moe is not None
+
+    @property
+    def has_cache(self) -> bool:
+        return self.stack.causal
+
+    @property
+    def max_length(self) -> int | None:
+        return self.learned_positions or None
+
     def build(self, rngs: nnx.Rngs) -> TransformerLmModule:
         return TransformerLmModule(self, rngs)
 
@@ -86,26 +102,26 @@ class TransformerLmModule(nnx.Module):
         """Features [B, T, D], and the auxiliary loss f32[] of mixtures of experts.
 
         batch: ids i32[B, T]; of packed rows also segment_ids and segment_pos i32[B, T]; of others paddings f32[B, T],
-        which a causal stack does not look at: what is padded comes last, and reaches nothing that counts. Raises
-        ValueError for rows longer than the learned positions.
+        which a causal stack without experts does not look at: what is padded comes last, and reaches nothing that
+        counts. Raises ValueError for rows longer than the learned positions.
         """
         embedding_rng, stack_rng = split(rng, 2)
         ids_BxT = batch["ids"]
         positions = batch.get("segment_pos", jnp.arange(ids_BxT.shape[1])[None])
-        x_BxTxD = dropout(self._embed(ids_BxT, positions, ids_BxT.shape[1]), self._dropout, embedding_rng)
+        if self.positions is not None and ids_BxT.shape[1] > self._longest:
+            got = ids_BxT.shape[1]
+            raise ValueError(f"rows must have at most the {self._longest} learned_positions (got {got})")
+        x_BxTxD = dropout(self._embed(ids_BxT, positions), self._dropout, embedding_rng)
         segment_ids = batch.get("segment_ids")
-        padded = segment_ids is None and not self.stack.config.causal
+        config = self.stack.config
+        padded = segment_ids is None and (not config.causal or config.moe is not None)
         found = self.stack(
             x_BxTxD, paddings=batch["paddings"] if padded else None, segment_ids=segment_ids, rng=stack_rng
         )
         return found.output * self._scale, found.aux_loss
 
     def init_cache(self, batch_size: int, max_length: int) -> tuple[KeyValues, ...]:
-        """An empty cache for rows of up to `max_length` tokens.
-
-        Raises ValueError if that is more than the learned positions.
-        """
-        self._check_length(max_length)
+        """An empty cache of `max_length` places for each row."""
         return self.stack.init_cache(batch_size, max_length)
 
     def extend_step(
@@ -117,21 +133,22 @@ class TransformerLmModule(nnx.Module):
         mask: jax.Array,
         positions: jax.Array,
         key_positions: jax.Array,
+        nonpadding: jax.Array,
     ) -> tuple[jax.Array, Any]:
-        """As `generation.CachedModule.extend_step`."""
-        x_BxLxD = self._embed(ids_BxL, positions, 0)
+        """As `generation.CachedModule.extend_step`. Positions are below the learned ones: see `max_length`."""
         found, cache = self.stack.extend_step(
-            x_BxLxD, cache, index, mask=mask, positions=positions, key_positions=key_positions
+            self._embed(ids_BxL, positions),
+            cache,
+            index,
+            mask=mask,
+            positions=positions,
+            key_positions=key_positions,
+            nonpadding=nonpadding if self.stack.config.moe is not None else None,
         )
         return found.output * self._scale, cache
 
-    def _embed(self, ids_BxT: jax.Array, positions: jax.Array, length: int) -> jax.Array:
-        self._check_length(length)
+    def _embed(self, ids_BxT: jax.Array, positions: jax.Array) -> jax.Array:
         x_BxTxD = self.embedding(ids_BxT)
         if self.positions is not None:
             x_BxTxD = x_BxTxD + jnp.broadcast_to(self.positions(positions).astype(x_BxTxD.dtype), x_BxTxD.shape)
         return x_BxTxD
-
-    def _check_length(self, length: int) -> None:
-        if self.positions is not None and length > self._longest:
-            raise ValueError(f"rows must have at most the {self._longest} learned_positions (got {length})")

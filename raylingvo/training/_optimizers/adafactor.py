@@ -71,7 +71,7 @@ class Adafactor(Optimizer):
 
     def _decay(self, t: jax.Array) -> jax.Array:
         if self.decay_exponent_pow is not None:
-            return 1 - (t - self.decay_exponent_offset + 1) ** -self.decay_exponent_pow
+            return 1 - (jnp.maximum(t - self.decay_exponent_offset, 0) + 1) ** -self.decay_exponent_pow
         beta2 = jnp.float32(self.beta2)
         return beta2 * (1 - beta2**t) / (1 - beta2 ** (t + 1))
 

@@ -16,6 +16,15 @@ from raylingvo.training._optimizers.base import Optimizer, check_positive
 from raylingvo.training.paths import check_pattern, matches, merge, names, select
 
 
+def accumulates(optimizer: Optimizer) -> bool:
+    """Whether there is an Accumulator in it."""
+    if isinstance(optimizer, Accumulator):
+        return True
+    if isinstance(optimizer, Composite):
+        return any(accumulates(part.optimizer) for part in (*optimizer.parts.values(), optimizer.default))
+    return isinstance(optimizer, AdaGraft) and (accumulates(optimizer.magnitude) or accumulates(optimizer.direction))
+
+
 class AccumulatorState(NamedTuple):
     """The gradients since the last update, and the slots of the optimizer that gets their mean."""
 

@@ -212,7 +212,7 @@ class InverseSigmoid(Schedule):
 class EmaDecay(Schedule):
     """min(ema_decay, (1 + step) / (10 + step)): averages of weights that forget the first steps soon.
 
-    A schedule for `Learner.ema_schedule`. Lingvo: EmaDecaySchedule, TensorFlow's num_updates.
+    A schedule for `Train.ema_schedule`. Lingvo: EmaDecaySchedule, TensorFlow's num_updates.
     """
 
     ema_decay: float

@@ -85,7 +85,11 @@ def test_second_expert_policies():
 
 def test_capacity():
     assert expert_capacity(8, 4, 2.0) == 4 and expert_capacity(2, 4, 1.0) == 4 and expert_capacity(18, 4, 2.0) == 12
-    assert expert_capacity(8, 4, None, 3) == 3 and expert_capacity(8, 4, 2.0, 6) == 6
+    assert (
+        expert_capacity(2, 8, 1.0, 2) == 4
+        and expert_capacity(8, 4, None, 3) == 3
+        and expert_capacity(8, 4, 2.0, 6) == 6
+    )
     with pytest.raises(ValueError, match="minimum capacity must be > 0"):
         expert_capacity(8, 4, None)
     with pytest.raises(ValueError, match="second_expert must be one of"):

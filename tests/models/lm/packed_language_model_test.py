@@ -30,11 +30,13 @@ class BigramModule(nnx.Module):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bigram(NextTokenModel):
     vocab_size: int = V
+    is_causal: bool = True
 
     def build(self, rngs):
         return BigramModule(rngs)
 
 
+BOTH_WAYS = Bigram(is_causal=False)
 MODULE = BigramModule(nnx.Rngs(0))
 BATCH = {
     "ids": jnp.array([[1, 5, 6, 1, 7, 0], [1, 8, 9, 10, 11, 3], [4, 4, 4, 4, 4, 4]]),
@@ -67,10 +69,10 @@ def test_losses_are_gshards(denominator):
     np.put_along_axis(target, np.asarray(BATCH["labels"])[..., None], 0.9 + 0.1 / V, -1)
     soft, z = -(target * log_p).sum(-1), 0.01 * log_z**2
     xent = -np.take_along_axis(log_p, np.asarray(BATCH["labels"])[..., None], -1)[..., 0]
-    share = WEIGHTS.sum() / 18 if denominator == "slots" else 1
+    share = WEIGHTS.sum() / 12 if denominator == "slots" else 1  # of the two rows that count
     np.testing.assert_allclose(loss, (mean(soft) + mean(z)) * share + 0.5 * AUX, rtol=1e-5)
     expected = {
-        "loss": (loss, 18 if denominator == "slots" else 10),
+        "loss": (loss, 12 if denominator == "slots" else 10),
         "mean_xent": (mean(xent), 10),
         "log_pplx": (mean(xent), 10),
         "soft_labels_xent": (mean(soft), 10),
@@ -78,7 +80,7 @@ def test_losses_are_gshards(denominator):
         "avg_z_loss_increment": (mean(z), 10),
         "aux_loss": (AUX, 1),
         "weight": (10, 1),
-        "batch_utilized_ratio": (17 / 18, 1),
+        "batch_utilized_ratio": (11 / 12, 12),
         "num_packed_examples": (3, 1),
     }
     whole = metrics.pop("whole_tgt_accuracy")
@@ -107,7 +109,12 @@ def test_decoding_says_how_likely_rows_are():
 
 
 MASKED = MaskedLanguageModel(
-    model=Bigram(vocab_size=1000), mask_id=3, first_maskable_id=5, masked=0.12, replaced=0.015, kept=0.015
+    model=Bigram(vocab_size=1000, is_causal=False),
+    mask_id=3,
+    first_maskable_id=5,
+    masked=0.12,
+    replaced=0.015,
+    kept=0.015,
 )
 
 
@@ -131,11 +138,17 @@ def test_the_shares_of_masked_tokens():
 
 
 def test_masks_are_drawn_anew_in_training_and_alike_in_evaluation():
-    task = MaskedLanguageModel(model=Bigram(), mask_id=3, first_maskable_id=4, masked=0.5)
+    task = MaskedLanguageModel(model=BOTH_WAYS, mask_id=3, first_maskable_id=4, masked=0.5)
     losses = {float(task.loss(MODULE, BATCH, jax.random.key(i))[0]) for i in range(3)}
     assert len(losses) == 3
     metrics = [task.eval_metrics(MODULE, BATCH) for _ in range(2)]
     assert metrics[0] == metrics[1]
+    # A row is masked alike wherever it stands.
+    turned = {name: jnp.flip(x, axis=0) for name, x in BATCH.items()}
+    for one, other in zip(task._targets(BATCH, None), task._targets(turned, None), strict=True):
+        if isinstance(one, jax.Array):
+            np.testing.assert_array_equal(one, jnp.flip(other, axis=0))
+    assert (task._targets(BATCH, None).inputs["ids"][0] != task._targets(BATCH, None).inputs["ids"][1]).any()
     assert metrics[0]["num_total_tokens"] == (11, 1)
     assert 0 < metrics[0]["num_masked_tokens"][0] < 9
 
@@ -151,4 +164,11 @@ def test_masks_are_drawn_anew_in_training_and_alike_in_evaluation():
 )
 def test_what_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        MaskedLanguageModel(model=Bigram(), **{"mask_id": 3, "first_maskable_id": 4, **settings})
+        MaskedLanguageModel(model=BOTH_WAYS, **{"mask_id": 3, "first_maskable_id": 4, **settings})
+
+
+def test_models_look_the_way_that_tasks_need():
+    with pytest.raises(ValueError, match="model must be causal"):
+        PackedLanguageModel(model=BOTH_WAYS)
+    with pytest.raises(ValueError, match="model must not be causal"):
+        MaskedLanguageModel(model=Bigram(), mask_id=3, first_maskable_id=4)

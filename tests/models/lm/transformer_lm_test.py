@@ -13,12 +13,14 @@ from raylingvo.data.tokenizers import CharacterTokenizer
 from raylingvo.errors import RequestError
 from raylingvo.models.layers.attention import AttentionConfig
 from raylingvo.models.layers.feed_forward import FeedForwardConfig
+from raylingvo.models.layers.moe import MoeConfig
 from raylingvo.models.layers.positions import Rotary
 from raylingvo.models.layers.relative_bias import RelativeBiasConfig
 from raylingvo.models.layers.residual import ResidualConfig
 from raylingvo.models.layers.transformer import TransformerConfig
 from raylingvo.models.lm.generation import Generation, GenerativeLanguageModel
 from raylingvo.models.lm.packed_language_model import PackedLanguageModel
+from raylingvo.models.lm.rnn_lm import RnnLm
 from raylingvo.models.lm.transformer_lm import TransformerLm
 
 V, T = 13, 12
@@ -55,6 +57,21 @@ def model(positions="rotary", *, causal=True, **fields):
 @functools.cache
 def module(positions="rotary"):
     return model(positions).build(nnx.Rngs(0))
+
+
+def with_stack(base, **fields):
+    return dataclasses.replace(base, stack=dataclasses.replace(base.stack, **fields))
+
+
+def windowed():
+    base = model()
+    return with_stack(base, attention=dataclasses.replace(base.stack.attention, left_context=3))
+
+
+def with_experts(num_groups=None):
+    # There is not room for all: who comes first matters.
+    moe = MoeConfig(num_experts=4, hidden_dim=32, capacity_factor=None, min_capacity=3, num_groups=num_groups)
+    return with_stack(model(), moe=moe)
 
 
 def logits(net, **batch):
@@ -111,7 +128,13 @@ def test_step_by_step_is_as_at_once(positions):
     def extend(ids, cache, index, positions):
         seen = (place[None] <= index + jnp.arange(ids.shape[1])[:, None]) & (place >= start)[None]
         features, cache = net.extend_step(
-            ids, cache, index, mask=seen[None, None], positions=positions, key_positions=row
+            ids,
+            cache,
+            index,
+            mask=seen[None, None],
+            positions=positions,
+            key_positions=row,
+            nonpadding=jnp.ones(ids.shape),
         )
         return net.softmax(features), cache
 
@@ -128,8 +151,9 @@ def test_step_by_step_is_as_at_once(positions):
 def test_rows_longer_than_the_learned_positions_are_refused():
     with pytest.raises(ValueError, match=r"rows must have at most the 64 learned_positions \(got 65\)"):
         logits(module("learned"), ids=np.zeros((1, 65), np.int32))
-    with pytest.raises(ValueError, match=r"at most the 64 learned_positions \(got 70\)"):
-        module("learned").init_cache(1, 70)
+    task("learned", max_steps=54).encode_lines(["a" * 9])
+    with pytest.raises(RequestError, match=r"a prompt of 11 tokens and 54 new ones .* are more than the model's 64"):
+        task("learned", max_steps=54).encode_lines(["a" * 10])
 
 
 def test_bfloat16_is_near_float32():
@@ -206,9 +230,95 @@ def test_datasets_are_decoded_to_their_perplexity():
     np.testing.assert_allclose([o["log_pplx_per_sample"] for _, o in outputs], -rows["log_prob"], rtol=1e-5)
 
 
+def test_a_window_is_a_window_in_generation_too():
+    net = windowed().build(nnx.Rngs(0))
+    one = dataclasses.replace(task(temperature=0.0), model=windowed())
+    for prompt, output in zip(["abcdefgh", "j"], generate(one, ["abcdefgh", "j"], net), strict=True):
+        tokens = [TOKENIZER.sos_id, *(3 + TOKENIZER.alphabet.index(c) for c in prompt)]
+        assert output["ids"] == greedy(net, tokens, 8)
+
+
+def test_padding_takes_no_place_at_an_expert():
+    short = {"ids": jnp.asarray(IDS[:, :6]), "paddings": jnp.zeros((2, 6))}
+    long = {
+        "ids": jnp.pad(short["ids"], ((0, 0), (0, 26))),
+        "paddings": jnp.pad(short["paddings"], ((0, 0), (0, 26)), constant_values=1),
+    }
+    # Three places at each expert, for all tokens of all rows.
+    few = with_experts(num_groups=1)
+    net = few.build(nnx.Rngs(0))
+    np.testing.assert_allclose(net(short), net(long)[:, :6], atol=1e-5)
+    rows = {
+        **short,
+        "segment_ids": jnp.ones((2, 6), jnp.int32),
+        "segment_pos": jnp.tile(jnp.arange(6), (2, 1)),
+        "labels": short["ids"],
+    }
+    packed = PackedLanguageModel(model=few, aux_loss=0.0)  # a mean over groups, also empty ones
+    one = packed.eval_metrics(net, {**{name: x[:1] for name, x in rows.items()}, "weight": jnp.ones(1)})
+    filled = packed.eval_metrics(net, {**rows, "weight": jnp.array([1.0, 0.0])})
+    np.testing.assert_allclose(filled["loss"], one["loss"], rtol=1e-5)
+
+
+def test_a_prompt_with_experts_does_not_depend_on_the_padding():
+    net = with_experts().build(nnx.Rngs(0))
+    cache = net.init_cache(1, 8)
+    ids = jnp.asarray(IDS[:1, :4])
+
+    def features(padding):
+        padded = jnp.pad(ids, ((0, 0), (padding, 0)))
+        place = jnp.arange(8)
+        seen = (place[None] <= place[: 4 + padding, None]) & (place >= padding)[None]
+        row = jnp.maximum(place - padding, 0)[None]
+        return net.extend_step(
+            padded,
+            cache,
+            jnp.int32(0),
+            mask=seen[None, None],
+            positions=row[:, : 4 + padding],
+            key_positions=row,
+            nonpadding=(place[None, : 4 + padding] >= padding).astype(jnp.float32),
+        )[0][:, padding:]
+
+    np.testing.assert_allclose(features(0), features(4), atol=1e-5)
+
+
+def test_a_beam_finds_the_best_of_all_and_each_prompt_by_itself():
+    # Two tokens after the prompt, of 13: a beam of 13 sees them all.
+    prompts, beam = ["", "abcde", "j"], {"beam_size": 13, "max_steps": 2, "length_norm_alpha": 0.0}
+    found = generate(task(**beam), prompts)
+    for prompt, output in zip(prompts, found, strict=True):
+        (alone,) = generate(task(**beam), [prompt])
+        assert output["ids"] == alone["ids"]
+        tokens = [TOKENIZER.sos_id, *(3 + TOKENIZER.alphabet.index(c) for c in prompt)]
+        rows = np.array([[*tokens, first] for first in range(V)], np.int32)
+        log_probs = jax.nn.log_softmax(logits(module(), ids=rows)[:, -2:])
+        # The search ends its hyps with </s> within its steps, here the last one.
+        first, second = log_probs[:, 0][0], log_probs[:, 1]
+        ended = {(TOKENIZER.eos_id,): float(first[TOKENIZER.eos_id])}
+        ended |= {(i, TOKENIZER.eos_id): float(first[i] + second[i, TOKENIZER.eos_id]) for i in range(V) if i != 2}
+        best = max(ended, key=lambda ids: ended[ids])
+        assert tuple(output["ids"]) == best
+        assert output["log_prob"] == pytest.approx(ended[best], abs=1e-4)
+
+
+def test_tasks_refuse_models_that_do_not_fit():
+    for fields, message in (
+        ({"model": with_experts()}, "no mixtures of experts"),
+        ({"model": model(causal=False)}, "must be causal"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(task(), **fields)
+    with pytest.raises(ValueError, match="must keep a cache"):
+        dataclasses.replace(task(), model=RnnLm(vocab_size=V, features=4, embedding_init=1.0, softmax_init=1.0))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"beam_size": 2, "seed": 3}, r"seed must be 0 with a beam_size: nothing is drawn \(got 3\)"),
+        ({"temperature": 0.0, "top_k": 3}, r"top_k must be 0 at temperature 0"),
+        ({"length_norm_alpha": -1.0}, r"length_norm_alpha must be >= 0 \(got -1.0\)"),
         ({"max_steps": 0}, r"max_steps must be >= 1 \(got 0\)"),
         ({"nucleus_p": 0.0}, r"nucleus_p must be in \(0, 1\] \(got 0.0\)"),
         ({"temperature": -1.0}, r"temperature must be >= 0 \(got -1.0\)"),
