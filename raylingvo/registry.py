@@ -82,7 +82,7 @@ def find(pattern: str = "") -> dict[str, str]:
     found = [name for name in names() if fnmatch.fnmatchcase(name.lower(), wanted.lower())]
     if not found:
         close = _closest(pattern)
-        hint = f"closest: {', '.join(close)}" if close else f"there are {', '.join(names())}"
+        hint = f"closest: {', '.join(close)}" if close else "`raylingvo list` shows what there is"
         raise RequestError(f"no experiment matches {pattern!r}; {hint}")
     return {name: (_registry[name].__doc__ or "").strip().partition("\n")[0] for name in found}
 

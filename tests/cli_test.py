@@ -115,7 +115,7 @@ WRONG = [
     (("run", DIGITS), "Missing option '--logdir'. See: raylingvo run --help"),
     (("inspect", "model"), "Missing argument 'EXPERIMENT'. See: raylingvo inspect model --help"),
     (("list", "mnits"), "no experiment matches 'mnits'; closest: image.mnist.LeNet5"),
-    (("list", "zzz"), "no experiment matches 'zzz'; there are image.digits.LeNet5, image.mnist.LeNet5"),
+    (("list", "zzz"), "no experiment matches 'zzz'; `raylingvo list` shows what there is"),
     (("run", "--logdir", "new"), "run needs an EXPERIMENT or --config FILE; `raylingvo list` shows what there is"),
     (
         ("run", "image.digits.LeNet", "--logdir", "new"),
@@ -272,7 +272,10 @@ def test_list(command: Command, here: Path) -> None:
     ended = command("list", "digits")
     assert ended.status == 0
     assert ended.out.split(maxsplit=1)[0] == DIGITS
-    assert [found["name"] for found in command("list", "--json").json["experiments"]] == [DIGITS, "image.mnist.LeNet5"]
+    found = [found["name"] for found in command("list", "image", "--json").json["experiments"]]
+    assert found == [DIGITS, "image.mnist.LeNet5"]
+    everything = {found["name"] for found in command("list", "--json").json["experiments"]}
+    assert everything == {path.stem for path in (Path(__file__).parent / "golden").glob("*.yaml")}
     assert command("list", "IMAGE.*LeNet5").out.count("\n") == 2
 
 

@@ -15,14 +15,11 @@ from raylingvo.data.pipeline import read_ahead
 from raylingvo.experiment import Experiment, Reading
 from raylingvo.metrics.means import WeightedMeans
 from raylingvo.monitor.atomic import write_atomically
-from raylingvo.monitor.metrics_log import json_tree
 from raylingvo.training.state import Weights
 
 
 class Decoder(SnapshotReader):
     """Decodes every example of a dataset to `decoder_out-<step>.jsonl`: a line `{"id": key, ...}` each.
-
-    A number that is not finite is null, as in the logs.
 
     The lines are in the order of the dataset if every batch says which examples its rows are (field `id`, and
     `source_id` of several datasets), as those of buckets do. Without these fields, and if a row has more than one
@@ -43,7 +40,7 @@ class Decoder(SnapshotReader):
         for batch in read_ahead(self._batches):
             outputs, metrics = self._task.postprocess(jax.device_get(self._step(weights, batch)), batch)
             means.add(metrics)
-            lines.extend(json.dumps({"id": key, **json_tree(output)}, allow_nan=False) for key, output in outputs)
+            lines.extend(json.dumps({"id": key, **output}, allow_nan=False) for key, output in outputs)
             numbers.extend(_numbers(batch))
             numbered = numbered and len(numbers) == len(lines)
         if numbered:

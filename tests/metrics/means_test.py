@@ -103,5 +103,5 @@ def test_device_totals_ignore_weight_zero():
 
 
 def test_other_names_are_refused():
-    with pytest.raises(ValueError, match=r"metrics must be loss \(got accuracy\)"):
+    with pytest.raises(ValueError, match=r"metrics must be among loss \(got accuracy\)"):
         accumulate(zeros_like_metrics({"loss": None}), {"accuracy": (1.0, 1.0)})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from raylingvo.errors import RequestError
-from raylingvo.monitor.metrics_log import MetricsLog, json_values, read_metrics
+from raylingvo.monitor.metrics_log import MetricsLog, json_tree, json_values, read_metrics
 
 
 def steps(directory):
@@ -166,3 +166,8 @@ def test_a_log_needs_no_tensorflow_jax_or_ray(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_tree_that_json_can_say():
+    value = {"a": [1.5, float("nan"), {"b": (float("inf"), "text", None, 3)}]}
+    assert json_tree(value) == {"a": [1.5, None, {"b": [None, "text", None, 3]}]}
