@@ -33,6 +33,16 @@ def test_every_position_starts_a_window(windows):
     assert batch["id"].tolist() == [3, 0, len(source) - 1]
 
 
+def test_windows_as_packed_rows(windows):
+    fields = {"length": 8, "stride": 8}
+    plain, packed = (windows(as_packed=packed, **fields).open() for packed in (False, True))
+    batch = packed.take(np.array([0, len(packed) - 1]))
+    assert batch["segment_ids"].tolist() == [[1] * 8, [1, 0, 0, 0, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(batch["segment_pos"], np.tile(np.arange(8), (2, 1)))
+    for name, values in plain.take(np.array([0, len(packed) - 1])).items():
+        np.testing.assert_array_equal(batch[name], values)
+
+
 @pytest.mark.parametrize("length", [1, 7, 8, len(TEXT) - 1, len(TEXT), 100])
 def test_each_token_is_predicted_once(windows, length):
     batches = windows(length=length, stride=length).eval_batches(3)
@@ -61,3 +71,5 @@ def test_what_is_refused(windows, tmp_path):
         windows(length=8, prepare="x").check()
     with pytest.raises(ValueError, match=r"length must be >= 1 \(got 0\)"):
         windows(length=0)
+    with pytest.raises(ValueError, match=r"stride must be <= length = 8, or tokens are left out \(got 9\)"):
+        windows(length=8, stride=9)

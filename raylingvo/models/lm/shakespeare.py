@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from raylingvo.data.text_windows import TextWindows
 from raylingvo.data.tokenizers import CharacterTokenizer
 from raylingvo.experiment import Experiment, Reading, Snapshots, Train
 from raylingvo.models.layers.attention import AttentionConfig
 from raylingvo.models.layers.feed_forward import FeedForwardConfig
+from raylingvo.models.layers.moe import MoeConfig
 from raylingvo.models.layers.positions import Rotary
 from raylingvo.models.layers.residual import ResidualConfig
 from raylingvo.models.layers.transformer import TransformerConfig
 from raylingvo.models.lm.generation import Generation, GenerativeLanguageModel
+from raylingvo.models.lm.packed_language_model import PackedLanguageModel
 from raylingvo.models.lm.transformer_lm import TransformerLm
 from raylingvo.registry import register
 from raylingvo.training.learner import Learner
@@ -31,13 +35,7 @@ def _windows(split: str, length: int, stride: int) -> TextWindows:
     )
 
 
-@register("lm.shakespeare.CharTransformer")
-def char_transformer() -> Experiment:
-    """nanoGPT's small setting for CPUs: 4 layers of 128 features and 4 heads, windows of 64, 2,000 batches of 12.
-
-    The evaluation is of all of the held-out tenth, each character once, in windows of 64.
-    """
-    context, max_steps = 64, 2_000
+def _model(moe: MoeConfig | None = None) -> TransformerLm:
     stack = TransformerConfig(
         num_layers=4,
         attention=AttentionConfig(
@@ -45,10 +43,21 @@ def char_transformer() -> Experiment:
         ),
         feed_forward=FeedForwardConfig(hidden_dim=512, activation="gelu_tanh", use_bias=False, init="gshard"),
         residual=ResidualConfig(norm="rms", direct_scale=True),
+        moe=moe,
     )
+    return TransformerLm(vocab_size=TOKENIZER.vocab_size, stack=stack)
+
+
+@register("lm.shakespeare.CharTransformer")
+def char_transformer() -> Experiment:
+    """nanoGPT's small setting for CPUs: 4 layers of 128 features and 4 heads, windows of 64, 2,000 batches of 12.
+
+    The evaluation is of all of the held-out tenth, each character once, in windows of 64.
+    """
+    context, max_steps = 64, 2_000
     return Experiment(
         task=GenerativeLanguageModel(
-            model=TransformerLm(vocab_size=TOKENIZER.vocab_size, stack=stack),
+            model=_model(),
             tokenizer=TOKENIZER,
             generation=Generation(max_steps=200, temperature=0.8, before="\n"),
         ),
@@ -62,3 +71,18 @@ def char_transformer() -> Experiment:
         train=Train(batch_size=12, max_steps=max_steps, snapshots=Snapshots(every_steps=250)),
         eval={"dev": Reading(batch_size=128)},
     )
+
+
+@register("lm.shakespeare.CharMoe")
+def char_moe() -> Experiment:
+    """CharTransformer with 8 experts in every second block, of which each character goes to two (GShard's mixture).
+
+    raylingvo's own: Lingvo has the layers, and no registered experiment with them.
+    """
+    dense = char_transformer()
+    moe = MoeConfig(num_experts=8, hidden_dim=512, activation="gelu_tanh")
+    windows = {
+        split: dataclasses.replace(_windows(split, 64, 1 if split == "train" else 64), as_packed=True)
+        for split in ("train", "dev")
+    }
+    return dataclasses.replace(dense, task=PackedLanguageModel(model=_model(moe), z_loss=0.0), datasets=windows)
