@@ -114,8 +114,8 @@ class WarmStart:
     rules: tuple[tuple[str, str], ...] = (("(.*)", r"\1"),)
 
     def __post_init__(self) -> None:
-        if isinstance(self.checkpoint, int):
-            _at_least(self, 0, "checkpoint")
+        if self.checkpoint != "latest" and not (isinstance(self.checkpoint, int) and self.checkpoint >= 0):
+            raise ValueError(f"checkpoint must be latest or a step (got {self.checkpoint!r})")
         for pattern, replacement in self.rules:
             check_pattern("rules", pattern, replacement)
 

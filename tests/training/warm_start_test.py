@@ -63,7 +63,7 @@ def test_rules_rename_and_choose(logdir, source, fresh):
     [
         ({"rules": (("out/bias", "hidden/bias"),)}, r"hidden/bias is of shape \(6,\), out/bias of \(1,\)$"),
         ({"rules": (("no", "no"),)}, r"no rule matches a variable \(got \[\['no', 'no'\]\]\)$"),
-        ({"checkpoint": "9"}, r"no checkpoint '9' in .*; it has 7, latest, best, all$"),
+        ({"checkpoint": 9}, r"no checkpoint '9' in .*; it has 7, latest, best, all$"),
         ({"logdir": "/no/such"}, r"no checkpoint in /no/such/train/checkpoints; "),
     ],
 )
@@ -81,5 +81,5 @@ def test_bad_settings_are_refused():
 
 
 def test_it_is_plain_data():
-    experiment = toy.experiment(warm_start=WarmStart(logdir="runs/a", rules=(("a/(.*)", r"b/\1"),)))
+    experiment = toy.experiment(warm_start=WarmStart(logdir="runs/a", checkpoint=300, rules=(("a/(.*)", r"b/\1"),)))
     assert load(dump(experiment), Experiment) == experiment
