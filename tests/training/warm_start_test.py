@@ -49,7 +49,7 @@ def test_without_rules_all_weights_are_taken(logdir, source, fresh):
 
 def test_rules_rename_and_choose(logdir, source, fresh):
     rules = ((r"hidden/bias", "hidden/bias"), (r"(out)/(kernel)", r"\1/\2"), (r"seen", "seen"), (r"out/.*", "nothing"))
-    state = warm_started(fresh, WarmStart(logdir=str(logdir), checkpoint="7", rules=rules[:3]))
+    state = warm_started(fresh, WarmStart(logdir=str(logdir), checkpoint=7, rules=rules[:3]))
     ours, theirs = state.weights.params, source.weights.params
     np.testing.assert_array_equal(ours["out"]["kernel"], theirs["out"]["kernel"])
     np.testing.assert_array_equal(ours["hidden"]["kernel"], fresh.weights.params["hidden"]["kernel"])
