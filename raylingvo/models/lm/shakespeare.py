@@ -24,6 +24,8 @@ from raylingvo.training.schedules import LinearRampupCosine
 # All 65 characters of the text.
 TOKENIZER = CharacterTokenizer(alphabet="\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
+_CONTEXT = 64  # characters
+
 
 def _windows(split: str, length: int, stride: int) -> TextWindows:
     return TextWindows(
@@ -39,7 +41,14 @@ def _model(moe: MoeConfig | None = None) -> TransformerLm:
     stack = TransformerConfig(
         num_layers=4,
         attention=AttentionConfig(
-            model_dim=128, num_heads=4, use_bias=False, query_scale="none", init="gshard", rotary=Rotary()
+            model_dim=128,
+            num_heads=4,
+            use_bias=False,
+            query_scale="none",
+            init="gshard",
+            rotary=Rotary(),
+            # Longer texts than it was trained on it writes through a window.
+            left_context=_CONTEXT,
         ),
         feed_forward=FeedForwardConfig(hidden_dim=512, activation="gelu_tanh", use_bias=False, init="gshard"),
         residual=ResidualConfig(norm="rms", direct_scale=True),
@@ -54,14 +63,14 @@ def char_transformer() -> Experiment:
 
     The evaluation is of all of the held-out tenth, each character once, in windows of 64.
     """
-    context, max_steps = 64, 2_000
+    max_steps = 2_000
     return Experiment(
         task=GenerativeLanguageModel(
             model=_model(),
             tokenizer=TOKENIZER,
             generation=Generation(max_steps=200, temperature=0.8, before="\n"),
         ),
-        datasets={"train": _windows("train", context, 1), "dev": _windows("dev", context, context)},
+        datasets={"train": _windows("train", _CONTEXT, 1), "dev": _windows("dev", _CONTEXT, _CONTEXT)},
         learner=Learner(
             learning_rate=3e-3,
             schedule=LinearRampupCosine(warmup_steps=100, total_steps=max_steps, final_value=0.1),
@@ -82,7 +91,7 @@ def char_moe() -> Experiment:
     dense = char_transformer()
     moe = MoeConfig(num_experts=8, hidden_dim=512, activation="gelu_tanh")
     windows = {
-        split: dataclasses.replace(_windows(split, 64, 1 if split == "train" else 64), as_packed=True)
+        split: dataclasses.replace(_windows(split, _CONTEXT, 1 if split == "train" else _CONTEXT), as_packed=True)
         for split in ("train", "dev")
     }
     return dataclasses.replace(dense, task=PackedLanguageModel(model=_model(moe), z_loss=0.0), datasets=windows)
