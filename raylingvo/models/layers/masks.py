@@ -8,6 +8,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+# The logit of what is not to be seen. Lingvo's: far below every other, and far enough from -inf that a sum of two is
+# finite; where everything is masked, all keys are alike.
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+
 
 def causal_mask(length: int) -> jax.Array:
     """bool[1, 1, T, T]: each position sees itself and those before it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import abc
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -55,11 +57,13 @@ class _PaddedConv(nnx.Module):
             y = y + along_last(self.bias[...].astype(self.dtype), y)
         return y, None if paddings_BxT is None else self.window.paddings(paddings_BxT)
 
+    @abc.abstractmethod
     def _kernel(self) -> jax.Array:
-        raise NotImplementedError
+        """The kernel, normalised if it is to be."""
 
+    @abc.abstractmethod
     def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        raise NotImplementedError
+        """[B, T, F, C] -> [B, t, f, D]."""
 
 
 class PaddedConv2D(_PaddedConv):

@@ -10,8 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# Lingvo's: far below every logit, and far enough from -inf that a sum of two is finite.
-_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+from raylingvo.models.layers.masks import MASKED
 
 
 def softmax_context(
@@ -45,7 +44,7 @@ def softmax_context(
     if logit_cap is not None:
         logits = logit_cap * jnp.tanh(logits / logit_cap)
     if mask is not None:
-        logits = jnp.where(mask, logits, _MASKED)
+        logits = jnp.where(mask, logits, MASKED)
     # A shift of all logits changes nothing, so its gradient is exactly 0.
     top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     if extra_logit is not None:

@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from raylingvo.models.layers.dropout import dropout
+from raylingvo.models.layers.masks import MASKED
 
 # B sources of S positions, C context features; R queries for each source, B fastest: query i is of source i % B.
 # (So it is in beam search, whose slots are hyp-major, and in all frames of a target at once, if time-major.)
-
-# Far below every logit, and finite: where everything is masked, all positions are alike.
-_MASKED = -0.7 * jnp.finfo(jnp.float32).max
 
 
 class Source(NamedTuple):
@@ -22,9 +20,7 @@ class Source(NamedTuple):
     keys: jax.Array  # [B, S, ...], as the attention that prepared it needs them
     contexts: jax.Array  # [B, S, ..., C], of which queries get the means
     paddings: jax.Array  # [B, S], 1.0 = padded
-    segment_ids: jax.Array | None = (
-        None  # i32[B, S], of packed sources: only queries of the same segment see a position
-    )
+    segment_ids: jax.Array | None = None  # i32[B, S], of packed sources: queries see positions of their own segment
 
 
 def prepare(
@@ -71,7 +67,7 @@ def probabilities(
     if cap is not None:
         logits = cap * jnp.tanh(logits / cap)
     masked = masked_RxBxS[:, :, None] if logits.ndim == 4 else masked_RxBxS
-    return jax.nn.softmax(jnp.where(masked, _MASKED, logits), axis=-1)
+    return jax.nn.softmax(jnp.where(masked, MASKED, logits), axis=-1)
 
 
 def context_and_probabilities(
