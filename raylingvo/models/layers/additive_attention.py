@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.initializers import Initializer, uniform_sqrt_dim
 from raylingvo.models.layers.source_attention import (
@@ -36,7 +37,7 @@ class AdditiveAttention(nnx.Module):
         rngs: nnx.Rngs,
         dropout_rate: float = 0.0,
         kernel_init: Initializer | None = None,
-        dtype: jnp.dtype = jnp.float32,  # type: ignore[assignment]
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         kernel_init = kernel_init or uniform_sqrt_dim(3**0.5)
         self.source_kernel = param(rngs, kernel_init, (source_features, hidden_features), ("embed", "mlp"))

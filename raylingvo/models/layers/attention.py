@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.dropout import dropout
 from raylingvo.models.layers.initializers import gaussian, xavier, zeros
@@ -127,7 +128,7 @@ class MultiHeadedAttention(nnx.Module):
     three axes, takes D for the size of a convolution and starts smaller.
     """
 
-    def __init__(self, config: AttentionConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype | type = jnp.float32) -> None:
+    def __init__(self, config: AttentionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
         self.config, self.dtype = config, dtype
         D, N, K, H = config.model_dim, config.num_heads, config.kv_heads, config.per_head
         key_dim, value_dim = config.key_dim or D, config.value_dim or D
@@ -343,7 +344,7 @@ class HeadsProjection(nnx.Module):
         bias_axes: Sequence[str] | None,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype | type,
+        dtype: DTypeLike,
     ) -> None:
         self.dtype = dtype
         self.kernel = param(rngs, initializer, shape, axes)
@@ -361,7 +362,7 @@ class HeadsProjection(nnx.Module):
 def _matrix(initializer: Initializer, num_in: int) -> Initializer:
     """The initializer of a matrix, for a weight whose first `num_in` axes are its rows."""
 
-    def init(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return initializer(key, (math.prod(shape[:num_in]), math.prod(shape[num_in:])), dtype).reshape(shape)
 
     return init

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.initializers import constant, zeros
 from raylingvo.models.layers.normalization import along_last, check_epsilon
@@ -48,7 +49,7 @@ class BatchNorm(nnx.Module):
         direct_scale: bool = False,
         initial_scale: float = 1.0,
         zero_padded: bool = True,
-        dtype: jnp.dtype = jnp.float32,  # type: ignore[assignment]
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         check_epsilon(epsilon)
         if not 0 <= decay <= 1:

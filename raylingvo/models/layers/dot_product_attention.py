@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.initializers import zeros
 from raylingvo.models.layers.source_attention import (
@@ -36,7 +37,7 @@ class DotProductAttention(nnx.Module):
         *,
         rngs: nnx.Rngs,
         dropout_rate: float = 0.0,
-        dtype: jnp.dtype = jnp.float32,  # type: ignore[assignment]
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         self.per_dim_scale = param(rngs, zeros, (features,), ("head_dim",))
         self.dropout_rate, self.dtype = dropout_rate, dtype

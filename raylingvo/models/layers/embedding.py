@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.initializers import gaussian_sqrt_dim
 from raylingvo.models.layers.variables import Initializer, param
@@ -31,7 +32,7 @@ class Embedding(nnx.Module):
         *,
         scale_sqrt_depth: bool = False,
         table_init: Initializer | None = None,
-        dtype: jnp.dtype | type = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         init = table_init or _transposed(gaussian_sqrt_dim())

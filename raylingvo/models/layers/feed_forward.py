@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.activations import Activation, activation
 from raylingvo.models.layers.dropout import dropout, split
@@ -50,9 +51,7 @@ class FeedForwardConfig:
 class FeedForward(nnx.Module):
     """Weights: up [D, F], gate [D, F] if gated, down [F, D]; a bias for each if configured."""
 
-    def __init__(
-        self, config: FeedForwardConfig, dim: int, *, rngs: nnx.Rngs, dtype: jnp.dtype | type = jnp.float32
-    ) -> None:
+    def __init__(self, config: FeedForwardConfig, dim: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
         self.config = config
         init = xavier() if config.init == "xavier" else uniform_unit_scaling()
 
@@ -102,7 +101,7 @@ class ResidualFeedForward(nnx.Module):
         dim: int,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype | type = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         self.residual = Residual(residual, dim, rngs=rngs, dtype=dtype)
         self.inner = FeedForward(config, dim, rngs=rngs, dtype=dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.initializers import zeros
 from raylingvo.models.layers.normalization import along_last, check_epsilon
@@ -33,7 +34,7 @@ class GroupNorm(nnx.Module):
         min_group_size: int = 1,
         cumulative: bool = False,
         epsilon: float = 1e-3,
-        dtype: jnp.dtype = jnp.float32,  # type: ignore[assignment]
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         check_epsilon(epsilon)
         if num_groups < 1 or min_group_size < 1:

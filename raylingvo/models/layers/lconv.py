@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers import dropout
 from raylingvo.models.layers.activations import Activation, activation
@@ -69,7 +70,7 @@ class LConv(nnx.Module):
         config: LConvConfig,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,  # type: ignore[assignment]
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         self.config, self.dtype = config, dtype
         width = config.features

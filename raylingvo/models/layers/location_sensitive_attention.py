@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.additive_attention import additive_logits
 from raylingvo.models.layers.initializers import Initializer, uniform_sqrt_dim
@@ -50,7 +51,7 @@ class LocationSensitiveAttention(nnx.Module):
         location_features: Sequence[LocationFeature] = ("previous",),
         dropout_rate: float = 0.0,
         kernel_init: Initializer | None = None,
-        dtype: jnp.dtype = jnp.float32,  # type: ignore[assignment]
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         if filter_size < 1 or filter_size % 2 == 0:
             raise ValueError(f"filter_size must be odd (got {filter_size})")

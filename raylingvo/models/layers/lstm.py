@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.initializers import Initializer, constant, xavier, zeros
 from raylingvo.models.layers.variables import param
@@ -104,7 +105,7 @@ class LSTMCell(nnx.Module):
         rngs: nnx.Rngs,
         kernel_init: Initializer | None = None,
         bias_init: Initializer = zeros,
-        dtype: jnp.dtype = jnp.float32,  # type: ignore[assignment]
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         self.config, self.dtype = config, dtype
         kernel_init = kernel_init or xavier()

@@ -11,6 +11,7 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.activations import Activation, activation
 from raylingvo.models.layers.dropout import dropout, split
@@ -64,7 +65,7 @@ class MoeFeedForward(nnx.Module):
     Sharded along "expert", the compiler exchanges tokens between devices; groups are then best as many as devices.
     """
 
-    def __init__(self, config: MoeConfig, dim: int, *, rngs: nnx.Rngs, dtype: jnp.dtype | type = jnp.float32) -> None:
+    def __init__(self, config: MoeConfig, dim: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
         self.config, self.dtype = config, dtype
         E, F = config.num_experts, config.hidden_dim
         into = uniform((3 / dim) ** 0.5)

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.additive_attention import additive_logits
 from raylingvo.models.layers.dot_product_attention import scale_queries
@@ -100,7 +101,7 @@ class MultiHeadedSourceAttention(nnx.Module):
         rngs: nnx.Rngs,
         kernel_init: Initializer | None = None,
         additive_init: Initializer | None = None,
-        dtype: jnp.dtype = jnp.float32,  # type: ignore[assignment]
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         self.config, self.dtype = config, dtype
         kernel_init, additive_init = kernel_init or xavier(), additive_init or uniform_sqrt_dim(3**0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.initializers import constant, zeros
 from raylingvo.models.layers.variables import param
@@ -28,7 +29,7 @@ class LayerNorm(nnx.Module):
         center: bool = True,
         use_bias: bool = True,
         direct_scale: bool = False,
-        dtype: jnp.dtype = jnp.float32,  # type: ignore[assignment]
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         check_epsilon(epsilon)
         self.epsilon, self.center, self.direct_scale, self.dtype = epsilon, center, direct_scale, dtype
@@ -61,7 +62,7 @@ class RmsNorm(LayerNorm):
         rngs: nnx.Rngs,
         epsilon: float = 1e-6,
         direct_scale: bool = False,
-        dtype: jnp.dtype = jnp.float32,  # type: ignore[assignment]
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         super().__init__(
             features,

@@ -7,6 +7,7 @@ import abc
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.initializers import Initializer, xavier, zeros
 from raylingvo.models.layers.normalization import along_last
@@ -31,7 +32,7 @@ class _PaddedConv(nnx.Module):
         partial: bool,
         weight_norm: bool,
         kernel_init: Initializer | None,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
     ) -> None:
         self.window, self.partial, self.dtype = window, partial, dtype
         self.kernel = param(rngs, kernel_init or xavier(), kernel_shape, (None, None, "in", "out"))
@@ -89,7 +90,7 @@ class PaddedConv2D(_PaddedConv):
         partial: bool = False,
         weight_norm: bool = False,
         kernel_init: Initializer | None = None,
-        dtype: jnp.dtype = jnp.float32,  # type: ignore[assignment]
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         super().__init__(
             (*window.size, in_features, out_features),
@@ -133,7 +134,7 @@ class DepthwiseConv2D(_PaddedConv):
         partial: bool = False,
         weight_norm: bool = False,
         kernel_init: Initializer | None = None,
-        dtype: jnp.dtype = jnp.float32,  # type: ignore[assignment]
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         super().__init__(
             (*window.size, in_features, multiplier),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.activations import Activation, activation
 from raylingvo.models.layers.initializers import xavier, zeros
@@ -29,7 +30,7 @@ class Projection(nnx.Module):
         activation: Activation = "none",
         kernel_init: Initializer | None = None,
         axes: tuple[str | None, str | None] = ("in", "out"),
-        dtype: jnp.dtype | type = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         self.kernel = param(rngs, kernel_init or xavier(), (in_features, out_features), axes)

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.dropout import dropout
 from raylingvo.models.layers.normalization import LayerNorm, RmsNorm
@@ -54,7 +55,7 @@ class ResidualConfig:
             raise ValueError(f"epsilon must be > 0 (got {self.epsilon})")
 
 
-def make_norm(config: ResidualConfig, dim: int, *, rngs: nnx.Rngs, dtype: jnp.dtype | type = jnp.float32) -> LayerNorm:
+def make_norm(config: ResidualConfig, dim: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> LayerNorm:
     """The norm that `config` names."""
     kind = LayerNorm if config.norm == "layer" else RmsNorm
     return kind(dim, rngs=rngs, epsilon=config.epsilon, direct_scale=config.direct_scale, dtype=dtype)  # pyright: ignore[reportArgumentType]
@@ -63,9 +64,7 @@ def make_norm(config: ResidualConfig, dim: int, *, rngs: nnx.Rngs, dtype: jnp.dt
 class Residual(nnx.Module):
     """`leave(x, entered, sublayer(entered))`, where entered = `enter(x)`. Norms: `norm`, and `post_norm` if hybrid."""
 
-    def __init__(
-        self, config: ResidualConfig, dim: int, *, rngs: nnx.Rngs, dtype: jnp.dtype | type = jnp.float32
-    ) -> None:
+    def __init__(self, config: ResidualConfig, dim: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
         self.config = config
         self.norm = make_norm(config, dim, rngs=rngs, dtype=dtype)
         hybrid = config.position == "hybrid"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 # N tokens, D features, V classes, S candidates.
 
@@ -73,7 +74,7 @@ def sampled_cross_entropy(
     labels_N: jax.Array,
     candidates: Candidates,
     *,
-    dtype: jnp.dtype | type = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
     """Cross-entropy of the label among itself and the candidates, f32[N], in nats.
 

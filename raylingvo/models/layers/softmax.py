@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.initializers import xavier, zeros
 from raylingvo.models.layers.losses import ClassScores, class_scores
@@ -43,7 +44,7 @@ class Softmax(nnx.Module):
         logits_soft_max: float = 0.0,
         classes_per_chunk: int = 0,
         tokens_per_chunk: int = 0,
-        dtype: jnp.dtype | type = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         settings = {

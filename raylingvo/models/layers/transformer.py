@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from raylingvo.models.layers.attention import AttentionConfig, KeyValues, MultiHeadedAttention
 from raylingvo.models.layers.dropout import split
@@ -98,7 +99,7 @@ class Block(nnx.Module):
     """Self-attention, attention to a source if configured, and feed-forward or experts, each in its residual."""
 
     def __init__(
-        self, config: TransformerConfig, index: int = 0, *, rngs: nnx.Rngs, dtype: jnp.dtype | type = jnp.float32
+        self, config: TransformerConfig, index: int = 0, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ) -> None:
         dim = config.attention.model_dim
         around = config.attention_residual or config.residual
@@ -178,7 +179,7 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """A stack of `Block`s: `blocks`, a list; scanned, of one period's blocks whose weights have a leading axis."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype | type = jnp.float32) -> None:
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
         self.config = config
 
         def make(index: int, key: jax.Array) -> Block:
