@@ -21,6 +21,7 @@ from raylingvo.models.layers.initializers import gaussian, xavier, zeros
 from raylingvo.models.layers.local_attention import local_context
 from raylingvo.models.layers.masks import combine_masks, window_mask
 from raylingvo.models.layers.positions import Rotary, rotate
+from raylingvo.models.layers.query_scale import scale_queries
 from raylingvo.models.layers.relative_bias import RelativeBias, RelativeBiasConfig
 from raylingvo.models.layers.scaled_softmax import softmax_context
 from raylingvo.models.layers.variables import Initializer, param
@@ -253,12 +254,10 @@ class MultiHeadedAttention(nnx.Module):
 
     def _query(self, query_BxTxD: jax.Array, positions: jax.Array | None) -> jax.Array:
         query_BxTxNxH = self._rotate(self.query(query_BxTxD), positions)
-        per_head = self.config.per_head
         if self.config.query_scale == "sqrt_dim":
-            return query_BxTxNxH * per_head**-0.5
+            return query_BxTxNxH * self.config.per_head**-0.5
         if self.scale is not None:
-            factor_H = jax.nn.softplus(self.scale[...]) * (math.log2(math.e) * per_head**-0.5)
-            return query_BxTxNxH * factor_H.astype(self.dtype).reshape(1, 1, 1, per_head)
+            return scale_queries(query_BxTxNxH, self.scale[...])
         return query_BxTxNxH
 
     def _key_values(self, key_BxSxD: jax.Array, value_BxSxD: jax.Array, positions: jax.Array | None) -> KeyValues:

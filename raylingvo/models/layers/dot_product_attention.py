@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from raylingvo.models.layers.initializers import zeros
+from raylingvo.models.layers.query_scale import scale_queries
 from raylingvo.models.layers.source_attention import (
     Source,
     by_source,
@@ -19,14 +20,11 @@ from raylingvo.models.layers.variables import param
 
 # B sources of S positions with D features, C context features; Q = R * B queries (source_attention).
 
-# 1 / softplus(0): scales of 0 divide by the square root of D, as usual.
-_UNIT = 1.442695041
-
 
 class DotProductAttention(nnx.Module):
     """Which positions of its source a query looks at, by the dot product of query * scale and source.
 
-    Variable: per_dim_scale f32[D], at first 0; the scale is softplus(per_dim_scale) * 1.442695041 / sqrt(D).
+    Variable: per_dim_scale f32[D], at first 0: see `query_scale`.
     dropout_rate: of the probabilities, in training. dtype: of all but the softmax, which is float32.
     Source: Lingvo core/attention.py, DotProductAttention.
     """
@@ -70,9 +68,3 @@ class DotProductAttention(nnx.Module):
         logits_RxBxS = jnp.einsum("rbd,bsd->rbs", query_RxBxD, source.keys)
         probs = probabilities(logits_RxBxS, source, paddings_QxS=paddings_QxS, segment_ids_Q=segment_ids_Q)
         return context_and_probabilities(probs, source, self.dropout_rate, rng)
-
-
-def scale_queries(queries: jax.Array, per_dim_scale_D: jax.Array) -> jax.Array:
-    """queries[..., D] times softplus(per_dim_scale) * 1.442695041 / sqrt(D)."""
-    scale = jax.nn.softplus(per_dim_scale_D) * (_UNIT * per_dim_scale_D.shape[0] ** -0.5)
-    return queries * scale.reshape((1,) * (queries.ndim - 1) + (-1,)).astype(queries.dtype)

@@ -11,9 +11,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from raylingvo.models.layers.additive_attention import additive_logits
-from raylingvo.models.layers.dot_product_attention import scale_queries
 from raylingvo.models.layers.dropout import dropout
 from raylingvo.models.layers.initializers import Initializer, uniform_sqrt_dim, xavier, zeros
+from raylingvo.models.layers.query_scale import scale_queries
 from raylingvo.models.layers.source_attention import Source, by_source, prepare, probabilities
 from raylingvo.models.layers.variables import param
 
