@@ -178,9 +178,30 @@ def test_a_transformer_cycle_warms_up_again_and_an_end_holds():
 
 
 def test_the_square_root_reaches_zero():
-    fixed, lingvo = (SqrtDecayToZero(warmup_steps=100, final_step=400, compat=c) for c in ("fixed", "lingvo"))
-    np.testing.assert_allclose(values(fixed, [0, 100, 225, 400, 900]), [0.1, 0.1, 0.5 / 15, 0, 0], atol=1e-7)
-    np.testing.assert_allclose(values(lingvo, [900])[0], -1 / 30, rtol=1e-5)
+    fixed, lingvo = (
+        SqrtDecayToZero(warmup_steps=100, starting_lr=0.1, final_steps=400, compat=c) for c in ("fixed", "lingvo")
+    )
+    # a (1 / sqrt(t) - 1 / 20), a = 2: 0.1 at step 100.
+    np.testing.assert_allclose(values(fixed, [0, 100, 225, 400, 900]), [0.1, 0.1, 2 / 15 - 0.1, 0, 0], atol=1e-7)
+    np.testing.assert_allclose(values(lingvo, [900])[0], 2 / 30 - 0.1, rtol=1e-5)
+
+
+def test_a_cyclical_cosine_after_a_ramp():
+    schedule = LinearRampupCosine(warmup_init=0.2, warmup_steps=9, total_steps=21, num_splits=2, cyclical=True)
+    # Twice the values in half of the steps, rounded down: a ramp from 0.4 to 2 in 4 steps, waves of 10 steps.
+    wave = 1 + np.cos(np.pi * np.arange(10) / 10)
+    expected = np.minimum([0.4, 0.8, 1.2, 1.6] + [2.0] * 18, np.tile(wave, 3)[:22])
+    np.testing.assert_allclose(values(schedule, range(22)), expected, rtol=1e-5)
+
+
+def test_defaults_are_lingvos():
+    t = np.array([0, 1, 3999, 4000, 4001, 20_000, 100_000])
+    at_least_one = np.maximum(t, 1)
+    root = np.minimum(at_least_one / 4000, np.sqrt(4000 / at_least_one))
+    np.testing.assert_allclose(values(LinearRampupSqrtDecay(), t), root, rtol=1e-5)
+    np.testing.assert_allclose(values(EmaDecay(), t), np.minimum(0.9999, (1 + t) / (10 + t)), rtol=1e-6)
+    np.testing.assert_array_equal(values(LinearRampupDecay(), [0, 1, 2, 3]), [0, 1, 0, 0])
+    np.testing.assert_allclose(values(SqrtDecayToZero(), [0, 10_000, 100_000]), [0.01, 0.01, 0], atol=1e-9)
 
 
 EVERY = [
@@ -200,7 +221,7 @@ EVERY = [
     StepwiseExponential(decay=0.5, num_steps_per_decay=7),
     Cosine(total_steps=30),
     SqrtDecay(warmup_steps=9, multiplier=2.0, offset=3.0),
-    SqrtDecayToZero(warmup_steps=9, final_step=80),
+    SqrtDecayToZero(warmup_steps=9, final_steps=80),
     InverseSigmoid(k=10.0),
     EmaDecay(ema_decay=0.9),
     Transformer(warmup_steps=10),
@@ -264,7 +285,7 @@ def test_without_warmup_the_rate_never_rises(schedule):
         (lambda: StepwiseExponential(decay=0.0), r"decay must be > 0 \(got 0.0\)"),
         (lambda: Cosine(total_steps=0), r"total_steps must be > 0 \(got 0\)"),
         (lambda: SqrtDecay(warmup_steps=0), r"warmup_steps must be > 0 \(got 0\)"),
-        (lambda: SqrtDecayToZero(final_step=9), r"final_step must be > warmup_steps \(got 9, 10000\)"),
+        (lambda: SqrtDecayToZero(final_steps=9), r"final_steps must be > warmup_steps \(got 9, 10000\)"),
         (lambda: InverseSigmoid(k=0.5), r"k must be >= 1 \(got 0.5\)"),
         (lambda: EmaDecay(ema_decay=1.0), r"ema_decay must be in \(0, 1\) \(got 1.0\)"),
         (lambda: Transformer(decay_factor=0.5), r"decay_factor must be <= 0 \(got 0.5\)"),

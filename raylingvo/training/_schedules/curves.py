@@ -169,27 +169,28 @@ class SqrtDecay(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SqrtDecayToZero(Schedule):
-    """SqrtDecay times a factor that falls, linearly in sqrt(step), from 1 at `warmup_steps` to 0 at `final_step`.
+    """`starting_lr` until `warmup_steps`, then a (1 / sqrt(step) - 1 / sqrt(final_steps)), which is 0 at `final_steps`.
 
-    Beyond `final_step` it is 0; with compat="lingvo" it goes on falling, below 0, as Lingvo's SqrtDecayToZero does.
+    The factor a is such that there is no jump. Beyond `final_steps` it is 0; with compat="lingvo" it goes on falling,
+    below 0, as Lingvo's SqrtDecayToZero does. The other fields and their defaults are Lingvo's.
     """
 
-    warmup_steps: int = 10_000
-    final_step: int = 100_000
-    multiplier: float = 1.0
-    offset: float = 0.0
+    warmup_steps: float = 10_000
+    starting_lr: float = 0.01
+    final_steps: float = 100_000
     compat: Literal["fixed", "lingvo"] = "fixed"
 
     def __post_init__(self) -> None:
-        check_positive(self, "warmup_steps")
-        if not self.warmup_steps < self.final_step:
-            raise ValueError(f"final_step must be > warmup_steps (got {self.final_step}, {self.warmup_steps})")
+        check_positive(self, "warmup_steps", "starting_lr")
+        if not self.warmup_steps < self.final_steps:
+            raise ValueError(f"final_steps must be > warmup_steps (got {self.final_steps}, {self.warmup_steps})")
 
     def __call__(self, step: jax.Array) -> jax.Array:
-        root = jnp.sqrt(jnp.maximum(f32(step) - self.offset, self.warmup_steps))
-        start, end = math.sqrt(self.warmup_steps), math.sqrt(self.final_step)
-        left = (end - root) / (end - start)
-        return self.multiplier * (left if self.compat == "lingvo" else jnp.maximum(left, 0.0)) / root
+        start, end = math.sqrt(self.warmup_steps), math.sqrt(self.final_steps)
+        root = jnp.sqrt(jnp.maximum(f32(step), self.warmup_steps))
+        # a / root - a / end, written so that near the end nothing cancels.
+        value = self.starting_lr * start / (end - start) * (end - root) / root
+        return value if self.compat == "lingvo" else jnp.maximum(value, 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,7 +216,7 @@ class EmaDecay(Schedule):
     A schedule for `Train.ema_schedule`. Lingvo: EmaDecaySchedule, TensorFlow's num_updates.
     """
 
-    ema_decay: float
+    ema_decay: float = 0.9999
 
     def __post_init__(self) -> None:
         if not 0 < self.ema_decay < 1:

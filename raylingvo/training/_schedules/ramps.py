@@ -84,7 +84,7 @@ class LinearRampupSqrtDecay(Schedule):
     """
 
     peak: float = 1.0
-    warmup_steps: int = 10_000
+    warmup_steps: int = 4000
 
     def __post_init__(self) -> None:
         check_positive(self, "peak", "warmup_steps")
@@ -145,7 +145,7 @@ class LinearRampupPiecewiseConstant(Schedule):
 class LinearRampupCosine(Schedule):
     """The minimum of a ramp from `warmup_init` to `initial_value` and a Cosine from there, both beginning at step 0.
 
-    On n = `num_splits`, values are n times and steps (rounded down) an n-th of those given.
+    On n = `num_splits`, values are n times and steps (rounded down) an n-th of those given. cyclical: the Cosine is.
     Lingvo: LinearRampupCosineSchedule.
     """
 
@@ -155,6 +155,7 @@ class LinearRampupCosine(Schedule):
     final_value: float = 0.0
     total_steps: int
     num_splits: int = 1
+    cyclical: bool = False
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "warmup_steps")
@@ -165,7 +166,12 @@ class LinearRampupCosine(Schedule):
     def __call__(self, step: jax.Array) -> jax.Array:
         n = self.num_splits
         peak, warmup_steps = self.initial_value * n, self.warmup_steps // n
-        cosine = Cosine(initial_value=peak, final_value=self.final_value * n, total_steps=self.total_steps // n)(step)
+        cosine = Cosine(
+            initial_value=peak,
+            final_value=self.final_value * n,
+            total_steps=self.total_steps // n,
+            cyclical=self.cyclical,
+        )(step)
         if not warmup_steps:
             return cosine
         return jnp.minimum(Linear(start=(0, self.warmup_init * n), limit=(warmup_steps, peak))(step), cosine)
@@ -176,8 +182,8 @@ class LinearRampupDecay(Schedule):
     """A triangle: 0 until `start`, up to 1 at `peak`, down to 0 at `end`. Lingvo: LinearRampupDecaySchedule."""
 
     start: int = 0
-    peak: int
-    end: int
+    peak: int = 1
+    end: int = 2
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.peak < self.end:
