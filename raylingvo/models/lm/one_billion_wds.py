@@ -1,10 +1,12 @@
-"""LSTM language models of words on the one-billion-word benchmark.
+"""Language models on the one-billion-word benchmark: LSTMs of words, and a Transformer of word pieces.
 
-The data: `raylingvo data prepare lm1b`. The vocabulary, most frequent words first as the sampled softmax wants them:
+The data: `raylingvo data prepare lm1b`. The vocabularies, that of words with the most frequent ones first, as the
+sampled softmax wants them:
 
     raylingvo data vocab lm1b/train.parquet --field text --type words --size 793472 --out lm1b/vocab.txt
+    raylingvo data vocab lm1b/train.parquet --field text --type wpm --size 32000 --out lm1b/wpm-32k.txt
 
-Lingvo: tasks/lm/params/one_billion_wds.py; the model is that of Jozefowicz et al., arXiv:1602.02410.
+Lingvo: tasks/lm/params/one_billion_wds.py; the LSTMs are those of Jozefowicz et al., arXiv:1602.02410.
 """
 
 from __future__ import annotations
@@ -13,14 +15,19 @@ import dataclasses
 import math
 
 from raylingvo.data.text import TextLines
-from raylingvo.data.tokenizers import VocabFileTokenizer
+from raylingvo.data.tokenizers import VocabFileTokenizer, WpmTokenizer
 from raylingvo.experiment import Experiment, Reading, Snapshots, Train
+from raylingvo.models.layers.attention import AttentionConfig
+from raylingvo.models.layers.feed_forward import FeedForwardConfig
+from raylingvo.models.layers.residual import ResidualConfig
+from raylingvo.models.layers.transformer import TransformerConfig
 from raylingvo.models.lm.language_model import LanguageModel
 from raylingvo.models.lm.rnn_lm import RnnLm
+from raylingvo.models.lm.transformer_lm import TransformerLm
 from raylingvo.registry import register
 from raylingvo.training.learner import Learner
 from raylingvo.training.optimizers import Adagrad, Adam
-from raylingvo.training.schedules import Cosine
+from raylingvo.training.schedules import Cosine, Transformer
 
 # The words that occur at least three times, and the special ids.
 VOCAB_SIZE = 793_472
@@ -99,6 +106,62 @@ def word_level_one_bwds_simple_sampled_softmax_tiny() -> Experiment:
         big,
         task=dataclasses.replace(big.task, model=model, num_sampled=8),
         train=dataclasses.replace(big.train, snapshots=Snapshots()),
+    )
+
+
+@register("lm.one_billion_wds.OneBWdsGPipeTransformerWPM")
+def one_b_wds_gpipe_transformer_wpm() -> Experiment:
+    """Transformer of 1.7 billion weights, 32 layers, on word pieces; a sentence in each row of 1,024.
+
+    Lingvo's recipe: Adam 0.5 with the Transformer's schedule, no clipping. Lingvo cuts the layers into 4 stages of a
+    pipeline, with a sentence at a time in each, which changes no number; here they are scanned and rematerialised. Its
+    tokenizer is a placeholder; here a vocabulary of word pieces is read.
+    """
+    dim, vocab_size, batch_size = 2048, 32_000, 32
+    tokenizer = WpmTokenizer(vocab_filepath="lm1b/wpm-32k.txt")
+
+    def sentences(split: str) -> TextLines:
+        return TextLines(
+            records=f"lm1b/{split}.parquet",
+            field="text",
+            tokenizer=tokenizer,
+            bucket_bounds=(1024,),
+            bucket_batch_sizes=(batch_size,),
+        )
+
+    residual = ResidualConfig(dropout_rate=0.1)
+    stack = TransformerConfig(
+        num_layers=32,
+        attention=AttentionConfig(model_dim=dim, num_heads=16, dropout_rate=0.1),
+        feed_forward=FeedForwardConfig(hidden_dim=4 * dim),
+        residual=residual,
+        attention_residual=dataclasses.replace(residual, skip="normalized"),
+        final_norm=False,
+        scan=True,
+        remat="nothing_saveable",
+    )
+    model = TransformerLm(
+        vocab_size=vocab_size,
+        stack=stack,
+        sinusoid_positions=True,
+        tied_softmax=False,
+        embedding_stddev=dim**-0.5,
+        tokens_per_chunk=(128 << 20) // vocab_size,
+    )
+    return Experiment(
+        task=LanguageModel(model=model, tokenizer=tokenizer),
+        datasets={split: sentences(split) for split in ("train", "dev", "test")},
+        learner=Learner(
+            learning_rate=0.5,
+            schedule=Transformer(warmup_steps=40_000, model_dim=dim),
+            optimizer=Adam(beta1=0.9, beta2=0.997, epsilon=1e-9),
+        ),
+        train=Train(
+            batch_size=batch_size,
+            max_steps=4_000_000,
+            snapshots=Snapshots(every_steps=1000, max_bytes=64 << 30),  # 21 GB each, with Adam's moments
+        ),
+        eval={"dev": Reading(), "test": Reading()},
     )
 
 

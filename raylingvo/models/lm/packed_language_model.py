@@ -82,6 +82,13 @@ class _PackedTask(Task, abc.ABC):
         return metrics["loss"][0], metrics
 
     def eval_metrics(self, model: nnx.Module, batch: Batch) -> WeightedMetrics:
+        """Lingvo's names. All but counts are means; over tokens that count, unless it says otherwise.
+
+        `loss` and what it is the sum of: soft_labels_xent (over `loss_denominator` in the loss itself),
+        avg_z_loss_increment (over `loss_denominator`), aux_loss (times its coefficient). mean_xent, log_pplx: -log p of
+        labels, in nats. acc1: labels that are the likeliest. whole_tgt_accuracy: rows, of those with tokens, in which
+        all are. weight: tokens. batch_utilized_ratio: of the slots of rows. num_packed_examples: in all rows.
+        """
         return self._metrics(model, self._targets(batch, None), batch, None)
 
     def decode(self, model: nnx.Module, batch: Batch) -> dict[str, jax.Array]:
@@ -140,16 +147,17 @@ class _PackedTask(Task, abc.ABC):
         used = ((batch["segment_ids"] != 0) * real_B[:, None]).sum()
         denominator = slots if self.loss_denominator == "slots" else tokens
         share = tokens / jnp.maximum(denominator, 1)
+        weighted_aux_loss = self.aux_loss * aux_loss
         one = jnp.float32(1)
         return {
-            "loss": ((soft_xent + z_increment) * share + self.aux_loss * aux_loss, denominator),
+            "loss": ((soft_xent + z_increment) * share + weighted_aux_loss, denominator),
             "mean_xent": (mean_xent, tokens),
             "log_pplx": (mean_xent, tokens),
             "soft_labels_xent": (soft_xent, tokens),
             "acc1": weighted_mean(correct_BxT, weights_BxT),
             "whole_tgt_accuracy": weighted_mean(whole_B, row_weight_B),
-            "avg_z_loss_increment": (z_increment, tokens),
-            "aux_loss": (aux_loss, one),
+            "avg_z_loss_increment": (z_increment * share, denominator),
+            "aux_loss": (weighted_aux_loss, one),
             "weight": (tokens, one),
             "batch_utilized_ratio": (used / jnp.maximum(slots, 1), slots),
             "num_packed_examples": (_num_segments(batch), one),
@@ -161,8 +169,10 @@ class PackedLanguageModel(_PackedTask):
     """The probability of each token after those before it in its example (Lingvo: UniTransformer).
 
     Batches: ids, labels, segment_ids, segment_pos i32[B, T]; weight f32[B]. What counts has a segment_id and a label
-    above 0.
+    above 0. tokens_are_words: metrics have num_words and log_pplx_per_word too, as those of `LanguageModel`.
     """
+
+    tokens_are_words: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,6 +182,13 @@ class PackedLanguageModel(_PackedTask):
     def _targets(self, batch: Batch, rng: jax.Array | None) -> _Targets:
         counts_BxT = (batch["segment_ids"] != 0) & (batch["labels"] > 0)
         return _Targets(batch, batch["labels"], counts_BxT * batch["weight"][:, None])
+
+    def _metrics(self, model: nnx.Module, targets: _Targets, batch: Batch, rng: jax.Array | None) -> WeightedMetrics:
+        metrics = super()._metrics(model, targets, batch, rng)
+        if self.tokens_are_words:
+            num_words = (targets.weights > 0).sum(dtype=jnp.float32)
+            metrics |= {"log_pplx_per_word": metrics["log_pplx"], "num_words": (num_words, jnp.float32(1))}
+        return metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A Transformer that predicts tokens; the softmax shares the embedding's table (Lingvo: core/gshard_builder.py)."""
+"""A Transformer that predicts tokens (Lingvo: core/gshard_builder.py, and GPipeTransformerLm of tasks/lm/layers.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raylingvo.models.layers.attention import KeyValues
 from raylingvo.models.layers.dropout import dropout, split
 from raylingvo.models.layers.embedding import Embedding
 from raylingvo.models.layers.initializers import gaussian
-from raylingvo.models.layers.positions import LearnedPositions
+from raylingvo.models.layers.positions import LearnedPositions, sinusoid
 from raylingvo.models.layers.softmax import Softmax
 from raylingvo.models.layers.transformer import Transformer, TransformerConfig
 from raylingvo.models.lm.language_model import NextTokenModel
@@ -27,15 +27,18 @@ class TransformerLm(NextTokenModel):
     """Embedding, `stack`, softmax. Causal or not as the stack is.
 
     learned_positions: so many positions have a trained vector, which is added to the embedding; 0: none, positions are
-    then known by the stack's attention (rotary, relative bias). embedding_stddev: of its initial normal distribution,
-    and of the positions'. dropout: of what enters the stack. compute_dtype: of activations; weights are float32.
+    then known by the stack's attention (rotary, relative bias). sinusoid_positions: `positions.sinusoid` is added
+    instead. embedding_stddev: of its initial normal distribution, and of the positions'. dropout: of what enters the
+    stack. tied_softmax: the softmax has no bias, and the embedding's table for its kernel; features are multiplied by
+    D^-0.5 before it: with an embedding of deviation 1, logits start at that of 1. Otherwise it has its own kernel and
+    a bias, and features are as they are. compute_dtype: of activations; weights are float32.
     classes_per_chunk, tokens_per_chunk: see `Softmax`.
-
-    Features are multiplied by D^-0.5 before the softmax: with an embedding of deviation 1, logits start at that of 1.
     """
 
     stack: TransformerConfig
     learned_positions: int = 0
+    sinusoid_positions: bool = False
+    tied_softmax: bool = True
     embedding_stddev: float = 1.0
     dropout: float = 0.0
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -46,6 +49,8 @@ class TransformerLm(NextTokenModel):
         super().__post_init__()
         if self.learned_positions < 0:
             raise ValueError(f"learned_positions must be >= 0 (got {self.learned_positions})")
+        if self.learned_positions and self.sinusoid_positions:
+            raise ValueError(f"learned_positions must be 0 with sinusoid_positions (got {self.learned_positions})")
         if not self.embedding_stddev > 0:
             raise ValueError(f"embedding_stddev must be > 0 (got {self.embedding_stddev})")
         if not 0 <= self.dropout < 1:
@@ -72,7 +77,7 @@ class TransformerLm(NextTokenModel):
 
 
 class TransformerLmModule(nnx.Module):
-    """The network: `embedding.table` f32[V, D], which is the softmax's kernel too; `positions`; `stack`."""
+    """The network: `embedding.table` f32[V, D], tied also the softmax's kernel; `positions`; `stack`; `softmax`."""
 
     def __init__(self, config: TransformerLm, rngs: nnx.Rngs) -> None:
         features, dtype = config.stack.attention.model_dim, jnp.dtype(config.compute_dtype)
@@ -84,15 +89,16 @@ class TransformerLmModule(nnx.Module):
         self.softmax = Softmax(
             features,
             config.vocab_size,
-            bias=False,
-            table=self.embedding.table,
+            bias=not config.tied_softmax,
+            table=self.embedding.table if config.tied_softmax else None,
             classes_per_chunk=config.classes_per_chunk,
             tokens_per_chunk=config.tokens_per_chunk,
             dtype=dtype,
             rngs=rngs,
         )
         self._longest, self._dropout = longest, config.dropout
-        self._scale = features**-0.5
+        self._sinusoid = config.sinusoid_positions
+        self._scale = features**-0.5 if config.tied_softmax else 1.0
 
     def __call__(self, batch: Batch, *, rng: jax.Array | None = None) -> jax.Array:
         """Features [B, T, D]. A key `rng` means training. See `with_aux_loss`."""
@@ -150,5 +156,9 @@ class TransformerLmModule(nnx.Module):
     def _embed(self, ids_BxT: jax.Array, positions: jax.Array) -> jax.Array:
         x_BxTxD = self.embedding(ids_BxT)
         if self.positions is not None:
-            x_BxTxD = x_BxTxD + jnp.broadcast_to(self.positions(positions).astype(x_BxTxD.dtype), x_BxTxD.shape)
-        return x_BxTxD
+            at_BxTxD = self.positions(positions)
+        elif self._sinusoid:
+            at_BxTxD = sinusoid(positions, x_BxTxD.shape[-1])
+        else:
+            return x_BxTxD
+        return x_BxTxD + jnp.broadcast_to(at_BxTxD.astype(x_BxTxD.dtype), x_BxTxD.shape)

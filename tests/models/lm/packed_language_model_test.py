@@ -61,7 +61,12 @@ def mean(values):
 @pytest.mark.parametrize("denominator", ["tokens", "slots"])
 def test_losses_are_gshards(denominator):
     task = PackedLanguageModel(
-        model=Bigram(), label_smoothing=0.1, z_loss=0.01, aux_loss=0.5, loss_denominator=denominator
+        model=Bigram(),
+        label_smoothing=0.1,
+        z_loss=0.01,
+        aux_loss=0.5,
+        loss_denominator=denominator,
+        tokens_are_words=True,
     )
     loss, metrics = task.loss(MODULE, BATCH, jax.random.key(0))
     log_p, log_z = log_probs()
@@ -71,17 +76,20 @@ def test_losses_are_gshards(denominator):
     xent = -np.take_along_axis(log_p, np.asarray(BATCH["labels"])[..., None], -1)[..., 0]
     share = WEIGHTS.sum() / 12 if denominator == "slots" else 1  # of the two rows that count
     np.testing.assert_allclose(loss, (mean(soft) + mean(z)) * share + 0.5 * AUX, rtol=1e-5)
+    number = 12 if denominator == "slots" else 10
     expected = {
-        "loss": (loss, 12 if denominator == "slots" else 10),
+        "loss": (loss, number),
         "mean_xent": (mean(xent), 10),
         "log_pplx": (mean(xent), 10),
         "soft_labels_xent": (mean(soft), 10),
         "acc1": (mean(log_p.argmax(-1) == BATCH["labels"]), 10),
-        "avg_z_loss_increment": (mean(z), 10),
-        "aux_loss": (AUX, 1),
+        "avg_z_loss_increment": (mean(z) * share, number),
+        "aux_loss": (0.5 * AUX, 1),
         "weight": (10, 1),
         "batch_utilized_ratio": (11 / 12, 12),
         "num_packed_examples": (3, 1),
+        "num_words": (10, 1),
+        "log_pplx_per_word": (mean(xent), 10),
     }
     whole = metrics.pop("whole_tgt_accuracy")
     assert metrics.keys() == expected.keys()
