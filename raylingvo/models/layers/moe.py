@@ -27,6 +27,10 @@ class MoeConfig:
     hidden_dim: F. gated: as in `FeedForwardConfig`; activation "relu" is GShard's. num_groups: G, into which all tokens
     of a batch are cut, in order; None: each row is a group. Experts take as many tokens of a group as `expert_capacity`
     says, of capacity_factor and min_capacity. The rest is as in `top2_gating`. dropout_rate: of the inner layer.
+
+    A full expert drops the tokens that come last in their group, and how many it takes goes by the group's length,
+    padding too. So with other rows, packed instead of padded or in another batch, other tokens may be dropped, and
+    outputs differ; they are equal only if there is room for all.
     """
 
     num_experts: int

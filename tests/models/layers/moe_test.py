@@ -62,6 +62,15 @@ def test_padding_never_leaks():
     assert not np.any(out[:, 2:5])
 
 
+def test_packed_tokens_are_dropped_otherwise_than_padded_ones():
+    """Two sentences of 4 in one row of 8, or in two: the same, unless experts have too few places for a whole row."""
+    x = normal(2, 4, D)
+    padded, nonpadding = jnp.pad(x, ((0, 0), (0, 4), (0, 0))), jnp.ones((2, 8, 1)).at[:, 4:].set(0)
+    for model, equal in ((layer(), True), (layer(capacity_factor=None, min_capacity=2), False)):
+        packed = call(model, x.reshape(1, 8, D))[0].reshape(2, 4, D)
+        assert np.allclose(packed, call(model, padded, nonpadding)[0][:, :4], atol=1e-5) is equal
+
+
 def test_axes_and_errors():
     assert logical_axes(layer())["up"] == ("expert", "embed", "mlp")
     with pytest.raises(ValueError, match="num_groups must divide the number of tokens 10"):
