@@ -54,14 +54,6 @@ def test_lingvo_rotary(lingvo_vectors):
         )
 
 
-def test_lingvo_sinusoidal(lingvo_vectors):
-    if not (found := cases(lingvo_vectors, "SinusoidalPositionalEmbeddingLayer")):
-        pytest.skip("none of these vectors is of SinusoidalPositionalEmbeddingLayer")
-    for case, arrays in found:
-        (out,) = (v for k, v in arrays.items() if k.startswith("out_"))
-        np.testing.assert_allclose(harmonics(*out.shape), out, atol=2e-5, err_msg=case["id"])
-
-
 def test_sinusoid_against_the_formula():
     at = np.array([[0, 3], [7, 100]])
     frequencies = 100.0 ** -(np.arange(4) / 3)
@@ -72,10 +64,19 @@ def test_sinusoid_against_the_formula():
     np.testing.assert_allclose(scaled(jnp.asarray(at)), sinusoid(at * factor, 8, max_timescale=100), atol=1e-4)
 
 
-def test_harmonics_are_periodic():
-    table = harmonics(8, 6)
-    np.testing.assert_allclose(table[:, :3].sum(0), 0, atol=1e-5)
-    np.testing.assert_allclose(table[2], [1, 0, -1, 0, -1, 0], atol=1e-6)
+@pytest.mark.parametrize("length, dim", [(8, 6), (7, 4), (100, 32), (1, 2)])
+def test_harmonics_are_the_waves_of_a_fourier_transform(length, dim):
+    """Column k is sin(2 pi k t / length) or cos: the inverse transform of a single frequency, NumPy's."""
+    spectrum = np.eye(length)[np.arange(1, dim // 2 + 1) % length] * length
+    waves = np.fft.ifft(spectrum, axis=1).T
+    np.testing.assert_allclose(harmonics(length, dim), np.concatenate([waves.imag, waves.real], 1), atol=2e-5)
+
+
+def test_lingvo_sinusoidal(lingvo_vectors):
+    """The README counts a case of this layer, which need not be among the given ones."""
+    for case, arrays in cases(lingvo_vectors, "SinusoidalPositionalEmbeddingLayer"):
+        (out,) = (v for k, v in arrays.items() if k.startswith("out_"))
+        np.testing.assert_allclose(harmonics(*out.shape), out, atol=2e-5, err_msg=case["id"])
 
 
 def test_rotation_keeps_lengths_and_makes_products_relative():
