@@ -1,5 +1,6 @@
-"""The giant language models have Lingvo's numbers of weights, by their shapes alone."""
+"""The giant language models have Lingvo's numbers of weights and take a step, by their shapes alone."""
 
+import functools
 import math
 
 import jax
@@ -10,8 +11,9 @@ from flax import nnx
 import raylingvo as rl
 from raylingvo import registry
 from raylingvo.data.synthetic import SyntheticPackedRows
+from raylingvo.experiment import Experiment, Train
 from raylingvo.metrics.means import to_means
-from raylingvo.training.state import Model, init_state, num_params
+from raylingvo.training.state import init_state, num_params
 from raylingvo.training.step import make_train_step
 
 DENSE = {
@@ -43,13 +45,37 @@ BERT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "number"),
-    [(f"lm.synthetic_packed_input.{name}", number) for name, number in DENSE.items()]
-    + [(f"lm.wiki_bert.{name}", number) for name, number in BERT.items()],
-)
-def test_the_number_of_weights(name, number):
-    assert num_params(Model(registry.get(name).task).abstract) == number
+NUMBERS = {f"lm.synthetic_packed_input.{name}": number for name, number in DENSE.items()}
+NUMBERS |= {f"lm.wiki_bert.{name}": number for name, number in BERT.items()}
+
+
+def test_no_giant_is_left_out():
+    families = ("lm.synthetic_packed_input.", "lm.wiki_bert.")
+    assert NUMBERS.keys() == {name for name in registry.names() if name.startswith(families)}
+
+
+@functools.cache
+def shapes_of_a_step(task, learner):
+    """Of the state before and after a step of two rows, as if it were taken."""
+    experiment = Experiment(
+        task=task,
+        datasets={"train": SyntheticPackedRows(length=512)},
+        learner=learner,
+        train=Train(batch_size=2, max_steps=1),
+    )
+    batch = experiment.datasets["train"].train_batches(2, 0)[0]
+    state = jax.eval_shape(lambda: init_state(experiment, batch))
+    return state, *jax.eval_shape(make_train_step(experiment), state, batch)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_the_number_of_weights_and_a_step(name):
+    """Of the whole model, by shapes alone. Experiments that differ in the number of rows only share a step."""
+    experiment = registry.get(name)
+    before, after, nonfinite = shapes_of_a_step(experiment.task, experiment.learner)
+    assert num_params(before.weights) == NUMBERS[name]
+    assert after == before
+    assert nonfinite.shape == ()
 
 
 SMALL = {
