@@ -102,20 +102,47 @@ class EarlyStop:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DevBased:
+    """Multiply the learning rate by `decay` each time an evaluation metric has not improved for `window` steps.
+
+    A value is better only if it beats the best by more than `tolerance`. The rate is never less than `min_factor` of
+    what it would be. It changes when the Trainer hears of an evaluation: with this, when evaluations end decides on the
+    weights. Lingvo: DevBasedSchedule, with its defaults.
+    """
+
+    metric: str  # DATASET/NAME
+    mode: Literal["min", "max"] = "min"
+    tolerance: float = 0.0
+    window: int = 10_000  # steps
+    decay: float = 0.5
+    min_factor: float = 0.01
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "window")
+        _at_least(self, 0, "tolerance")
+        for field in ("decay", "min_factor"):
+            if not 0 < getattr(self, field) <= 1:
+                raise ValueError(f"{field} must be in (0, 1] (got {getattr(self, field)})")
+        _dataset_and_name("metric", self.metric)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class WarmStart:
     """Start with variables of a checkpoint of another run, once: a run that goes on takes its own.
 
     The first rule (pattern, replacement) whose regular expression matches a variable's whole path gives the name in the
-    checkpoint. A variable that none matches begins as usual.
+    checkpoint. A variable that none matches begins as usual; a rule that matches no variable is an error.
     """
 
-    logdir: str  # relative to where the run is started
-    checkpoint: int | Literal["latest"] = "latest"  # a step
+    logdir: str  # relative to where the run is started first
+    checkpoint: int | Literal["latest"] = "latest"  # a step; the latest when the run is started first
     rules: tuple[tuple[str, str], ...] = (("(.*)", r"\1"),)
 
     def __post_init__(self) -> None:
         if self.checkpoint != "latest" and not (isinstance(self.checkpoint, int) and self.checkpoint >= 0):
             raise ValueError(f"checkpoint must be latest or a step (got {self.checkpoint!r})")
+        if not self.rules:
+            raise ValueError("rules must have at least one (got none)")
         for pattern, replacement in self.rules:
             check_pattern("rules", pattern, replacement)
 
@@ -132,6 +159,7 @@ class Train:
     snapshots: Snapshots = Snapshots()
     checkpoints: Checkpoints = Checkpoints()
     early_stop: EarlyStop | None = None
+    dev_based: DevBased | None = None
     # Updates with a non-finite loss or gradient are skipped. After this many in a row the Trainer rolls back to the
     # last good snapshot and goes on with the following batches; the run fails when that did not help so many times.
     max_nonfinite_in_a_row: int = 10
@@ -139,8 +167,8 @@ class Train:
     # How often a Trainer that died (not one that failed) is started again from its newest state.
     max_restarts: int = 3
     # Moving averages of the weights: Evalers and Decoders get them in the place of the weights. The decay is ema_decay
-    # (0: off), or the value of ema_schedule, such as EmaDecay, if there is one. ema_decay_moving_vars: average also
-    # the variables that are not trained, such as moving statistics.
+    # (0: off) or the value of ema_schedule, such as EmaDecay; one of the two at most. ema_decay_moving_vars: average
+    # also the variables that are not trained, such as moving statistics.
     ema_decay: float = 0.0
     ema_schedule: Schedule | None = None
     ema_decay_moving_vars: bool = False
@@ -156,11 +184,18 @@ class Train:
         _at_least(self, 0, "seed", "max_rollbacks", "max_restarts", "vn_std", "vn_start_step")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1) (got {self.ema_decay})")
-        if self.ema_schedule is not None and not self.ema_decay:
-            raise ValueError(f"ema_schedule needs ema_decay > 0 (got {self.ema_decay})")
+        if self.ema_schedule is not None and self.ema_decay:
+            raise ValueError(
+                f"ema_decay and ema_schedule exclude each other (got {self.ema_decay}, {self.ema_schedule})"
+            )
         check_pattern("vn_variables", self.vn_variables)
         if self.seed >= 2**32:  # of which JAX would silently keep the lower 32 bits
             raise ValueError(f"seed must be < 2^32 (got {self.seed})")
+
+    @property
+    def averages(self) -> bool:
+        """Whether there are moving averages of the weights."""
+        return bool(self.ema_decay) or self.ema_schedule is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,8 +282,11 @@ class Experiment:
 
     def watched_metrics(self) -> dict[str, str]:
         """Dotted key -> DATASET/NAME of the evaluation metrics that steer the run."""
-        best, stop = self.train.checkpoints.best, self.train.early_stop
-        watched = {"train.checkpoints.best.metric": best, "train.early_stop.metric": stop}
+        watched = {
+            "train.checkpoints.best.metric": self.train.checkpoints.best,
+            "train.early_stop.metric": self.train.early_stop,
+            "train.dev_based.metric": self.train.dev_based,
+        }
         return {field: setting.metric for field, setting in watched.items() if setting is not None}
 
     def reading_batch_size(self, reading: Reading) -> int:

@@ -19,6 +19,7 @@ from raylingvo.experiment import (
     Train,
 )
 from raylingvo.registry import get, names
+from raylingvo.training.schedules import EmaDecay
 
 NAMES = names()
 
@@ -100,6 +101,10 @@ def test_parts_that_do_not_fit_together_are_refused(overrides, message):
         (lambda: Train(batch_size=1, max_steps=0), r"max_steps must be >= 1 \(got 0\)"),
         (lambda: Train(batch_size=1, max_steps=1, seed=-1), r"seed must be >= 0 \(got -1\)"),
         (lambda: Train(batch_size=1, max_steps=1, seed=2**32), r"seed must be < 2\^32 \(got 4294967296\)"),
+        (
+            lambda: Train(batch_size=1, max_steps=1, ema_decay=0.9, ema_schedule=EmaDecay(ema_decay=0.5)),
+            r"ema_decay and ema_schedule exclude each other \(got 0.9, EmaDecay",
+        ),
         (lambda: Snapshots(every_steps=0), r"every_steps must be >= 1 \(got 0\)"),
         (lambda: Snapshots(max_bytes=0), r"max_bytes must be >= 1 \(got 0\)"),
         (lambda: Checkpoints(keep_last=0), r"keep_last must be >= 1 \(got 0\)"),

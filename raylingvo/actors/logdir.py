@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import importlib.metadata
 import json
@@ -51,6 +52,24 @@ class Logdir:
             self._refuse_another(path)
             self.info = read_info(path) or _new_info(experiment)
             self._held = held.pop_all()
+
+    def experiment_for_roles(self) -> Experiment:
+        """The experiment, with the source of its warm start as it was found when the run was first started.
+
+        Raises RequestError if that is now, and there is none.
+        """
+        warm_start = self._experiment.train.warm_start
+        if warm_start is None:
+            return self._experiment
+        if source := self.info.get("warm_start"):
+            found = dataclasses.replace(warm_start, **source)
+        else:
+            from raylingvo.training.warm_start import resolved  # here: it imports JAX
+
+            found = resolved(warm_start)
+        return dataclasses.replace(
+            self._experiment, train=dataclasses.replace(self._experiment.train, warm_start=found)
+        )
 
     def begin(self, command: list[str], **fields: Any) -> None:
         """Writes what is known when a run starts, or goes on: a request that proves wrong before leaves no trace."""
@@ -154,6 +173,7 @@ def _new_info(experiment: Experiment) -> dict[str, Any]:
         "ended": None,
         "status": "running",
         "stop_reason": None,
+        "warm_start": None,
         "step": 0,
         "result": None,
     }

@@ -187,6 +187,7 @@ class TrainerActor:
         self._store = store
         self._trainer: Trainer | None = None
         self._stop_request: bool | None = None  # whether the run will be resumed
+        self._rate_factor: float | None = None
 
     def __repr__(self) -> str:
         return f"Trainer({self._job.run})"
@@ -202,6 +203,8 @@ class TrainerActor:
         self._trainer = Trainer(experiment, Path(self._job.logdir), _Publisher(self._store))
         if self._stop_request is not None:
             self._trainer.stop(resumable=self._stop_request)
+        if self._rate_factor is not None:
+            self._trainer.scale_rate(self._rate_factor)
         result = self._trainer.run()
         return {**result, "status": self._trainer.status()}
 
@@ -212,6 +215,11 @@ class TrainerActor:
         self._stop_request = resumable
         if self._trainer is not None:
             self._trainer.stop(resumable=resumable)
+
+    def scale_rate(self, factor: float) -> None:
+        self._rate_factor = factor
+        if self._trainer is not None:
+            self._trainer.scale_rate(factor)
 
     def snapshot(self, step: int) -> tuple[Any, Any, bool]:
         """(weights, rest or None, True). The last, being small, tells its owner that all of them are there."""

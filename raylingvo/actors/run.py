@@ -57,6 +57,7 @@ def run(
     with contextlib.closing(Logdir(Path(logdir), experiment)) as home:
         if home.info["status"] == "finished":
             return home.info["result"]
+        given = home.experiment_for_roles()
         with (
             _cluster(address) as (dashboard, own),
             _signals() as stop_request,
@@ -65,8 +66,10 @@ def run(
             _check_resources(experiment, address)
             if ray.cluster_resources().get("GPU") and not experiment.resources.trainer.num_gpus:
                 shown.event("there are GPUs that no role asks for: --set resources.trainer.num_gpus=1")
-            home.begin(list(sys.argv), dashboard=dashboard)
-            job = remote.Job(home.info["id"], experiment, home.path, own_cluster=own)
+            warm_start = given.train.warm_start
+            source = warm_start and {"logdir": warm_start.logdir, "checkpoint": warm_start.checkpoint}
+            home.begin(list(sys.argv), dashboard=dashboard, warm_start=source)
+            job = remote.Job(home.info["id"], given, home.path, own_cluster=own)
             supervisor = Supervisor(experiment, job, home.path, shown, dashboard)
             try:
                 ending, reason = supervisor.wait(stop_request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import ray
@@ -19,6 +19,7 @@ from raylingvo.monitor.live import View
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.monitor.status import Status, TrainerStatus
 from raylingvo.training import checkpoints, early_stop
+from raylingvo.training.dev_based import dev_based
 
 TICK_SECONDS = 1.0  # how often the live view is brought up to date
 
@@ -43,6 +44,7 @@ class Supervisor:
         self._num_results = 0
         self._asked_to_stop: str | None = None
         self._resumable = False
+        self._rate_factor = 1.0  # what the Trainer has been told
         self._trainer: Any = None
         self._trainer_is_lost = False
         self._last_tick = self._started
@@ -80,7 +82,7 @@ class Supervisor:
             return False
         self._run_trainer()
         self._watch(self._store.results.remote(0), self._on_results)
-        self._stop_early()  # an earlier run in this logdir may have come to that decision, and died
+        self._follow_metrics()  # an earlier run in this logdir may have come to a decision, and died
         return True
 
     def _watch_over(self, stop_request: Callable[[], str | None]) -> None:
@@ -126,6 +128,7 @@ class Supervisor:
             self._restarts += 1
             self._view.event(f"the Trainer died; started again ({self._restarts}): {_line(error)}")
             self._new_trainer()
+            self._trainer.scale_rate.remote(self._rate_factor)
             if self._asked_to_stop:
                 self._trainer.stop.remote(self._resumable)
             self._run_trainer()
@@ -213,15 +216,23 @@ class Supervisor:
             role.step, role.metrics = result["step"], result["metrics"]
             role.lag_steps = max(0, self._trainer_status["step"] - role.step)
             self._show()
-        self._stop_early()
+        self._follow_metrics()
 
-    def _stop_early(self) -> None:
-        config = self._experiment.train.early_stop
-        if config is None:
-            return
-        reason = early_stop.stop_reason(config, checkpoints.read_scores(self._logdir, config.metric).items())
-        if reason is not None:
-            self._stop(reason, resumable=False)
+    def _follow_metrics(self) -> None:
+        """What evaluations have to say about the learning rate, and about the end."""
+        train = self._experiment.train
+        if train.dev_based is not None:
+            factor = dev_based(train.dev_based, self._history(train.dev_based.metric)).factor
+            if factor != self._rate_factor:
+                self._rate_factor = factor
+                self._trainer.scale_rate.remote(factor)
+        if train.early_stop is not None:
+            reason = early_stop.stop_reason(train.early_stop, self._history(train.early_stop.metric))
+            if reason is not None:
+                self._stop(reason, resumable=False)
+
+    def _history(self, metric: str) -> Iterable[tuple[int, float]]:
+        return checkpoints.read_scores(self._logdir, metric).items()
 
     # -- the whole -----------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from raylingvo.training import checkpoints
 from raylingvo.training.average import exchanged
 from raylingvo.training.host_copy import HostCopier, decode, encode, nbytes
 from raylingvo.training.shapes import StepForShapes
-from raylingvo.training.state import TrainState, init_state, variable_lines
+from raylingvo.training.state import TrainState, init_state, learning_rates, variable_lines
 from raylingvo.training.step import make_train_step
 from raylingvo.training.warm_start import warm_started
 
@@ -48,7 +48,7 @@ class Publisher(Protocol):
 class Trainer:
     """Runs the train loop of an experiment in `logdir`, from its newest state if there is one.
 
-    `run` is for one thread. Others may call `snapshot`, `release`, `stop` and `status` meanwhile.
+    `run` is for one thread. Others may call `snapshot`, `release`, `stop`, `scale_rate` and `status` meanwhile.
     """
 
     def __init__(self, experiment: Experiment, logdir: Path, store: Publisher):
@@ -58,6 +58,7 @@ class Trainer:
         self._store = store
         self._stopping = False
         self._resumable = False
+        self._rate_factor = self._asked_rate_factor = 1.0
         self._copier = HostCopier()
         self._outbox = Outbox()
         self._clock = StepClock()
@@ -74,6 +75,10 @@ class Trainer:
         """
         self._resumable = resumable
         self._stopping = True
+
+    def scale_rate(self, factor: float) -> None:
+        """From the next step on, learning rates are the experiment's times this, whatever was asked for before."""
+        self._asked_rate_factor = factor
 
     def snapshot(self, step: int) -> Snapshot:
         """The announced snapshot of `step`, to be copied before `release`. Raises KeyError if there is none."""
@@ -113,6 +118,7 @@ class Trainer:
             previous = None
             while self._step < self._settings.max_steps and not self._stopping:
                 batch = self._next_batch()
+                self._scale_rate()
                 self._state, nonfinite_in_a_row = self._train_step(self._state, batch)
                 self._step += 1
                 self._clock.took(len(batch["weight"]))
@@ -139,10 +145,7 @@ class Trainer:
         self._samples = list(batches.samples())
         state = init_state(self._experiment, *self._samples)
         self._abstract = jax.eval_shape(lambda: state)
-        self._train_step = StepForShapes(make_train_step(self._experiment), donate_argnums=0)
-        # Every shape before the clock starts: one that came later would be compiled within a lap.
-        self._lowered = self._train_step.compile(state, self._samples)
-
+        # What is wrong with a checkpoint or a warm start is told before the long wait for the compiler.
         checkpoints.clean(self._logdir)
         restored = next(self._saved_states(), None)
         last_report, published = None, False
@@ -153,6 +156,9 @@ class Trainer:
             self._rollbacks, self._skipped_updates = position["rollbacks"], position["skipped_updates"]
         else:
             state = self._warm_started(state)
+        self._train_step = StepForShapes(make_train_step(self._experiment), donate_argnums=0)
+        # Every shape before the clock starts: one that came later would be compiled within a lap.
+        self._lowered = self._train_step.compile(state, self._samples)
         self._state = state
         self._step = int(state.step)
         # What the store or the disk does not have of this step is given to it at the end, if there is no further step.
@@ -171,9 +177,17 @@ class Trainer:
         self._phase = "training"
 
     def _warm_started(self, state: TrainState) -> TrainState:
-        """An initial state, with what `train.warm_start` takes from another run."""
+        """An initial state, with what `train.warm_start` takes from another run: from the same state each time."""
         warm_start = self._settings.warm_start
         return state if warm_start is None else warm_started(state, warm_start)
+
+    def _scale_rate(self) -> None:
+        factor = self._asked_rate_factor
+        if factor == self._rate_factor:
+            return
+        self._happened(f"learning rate x {factor:g} from step {self._step + 1} on")
+        self._rate_factor = factor
+        self._state = self._state._replace(learning_rate=learning_rates(self._experiment, factor))
 
     def _next_batch(self) -> Any:
         start = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,8 @@ class MultiTask(Task):
     """Tasks by name. Each batch is of one of them (`data.of_task.OfTask`), and so is each step.
 
     shared: paths of modules or variables, such as `encoder` or `encoder/layers`, that tasks have in common: all tasks
-    that have the path use the first one's. Metrics are named METRIC/TASK; train metrics have `loss` of all as well.
+    that have the path use the first one's, in every place where they hold what is there (a table that is also the
+    softmax, say). Metrics are named METRIC/TASK; train metrics have `loss` of all as well.
     A shared part is stored with the task whose name is first in the alphabet. A step changes only the weights that its
     task uses, and what optimizers remember of each; what they count for all weights alike, such as Adam's number of
     updates, counts every step. (Lingvo: core/multitask_model.py.)
@@ -46,12 +47,14 @@ class MultiTask(Task):
 
     def trains(self, path: str, batch: Batch) -> bool:
         name, own = self._split(batch)
-        owner, _, rest = path.partition("/")
-        used = owner == name
-        # What is shared is stored with the first task that has it.
-        if not used and any(rest == part or rest.startswith(f"{part}/") for part in self.shared):
-            used = rest in _variables(self.tasks[name])
-        return used and self.tasks[name].trains(rest, own)
+        own_path = _own_paths(self)[name].get(path)
+        return own_path is not None and self.tasks[name].trains(own_path, own)
+
+    def adjust_gradients(self, grads: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, jax.Array]:
+        name, own = self._split(batch)
+        own_paths = {path: own_path for path, own_path in _own_paths(self)[name].items() if path in grads}
+        adjusted = self.tasks[name].adjust_gradients({own_paths[path]: grads[path] for path in own_paths}, own)
+        return {**grads, **{path: adjusted[own_path] for path, own_path in own_paths.items()}}
 
     def eval_metrics(self, model: nnx.Module, batch: Batch) -> WeightedMetrics:
         name, own = self._split(batch)
@@ -88,30 +91,57 @@ class MultiTaskModule(nnx.Module):
             setattr(self, name, task.init(rngs))
         for path in config.shared:
             self._share(path, list(config.tasks))
+        for path in config.shared:  # a task may hold the parts of two paths as one
+            if len({id(part) for part in self._parts(path, config.tasks).values()}) > 1:
+                raise RequestError(
+                    f"shared: {path!r} cannot be shared beside the other paths: some task holds the parts of two as one"
+                )
+
+    def _parts(self, path: str, names: Iterable[str]) -> dict[str, Any]:
+        """What is at a path, by task; without tasks that have no such path."""
+        found = {name: _descend(getattr(self, name), path.split("/")) for name in names}
+        return {name: part for name, part in found.items() if part is not None}
 
     def _share(self, path: str, names: Sequence[str]) -> None:
-        *parents, last = path.split("/")
-        owners = {name: _descend(getattr(self, name), parents) for name in names}
-        having = [name for name, owner in owners.items() if owner is not None and _get(owner, last) is not None]
-        if len(having) < 2:
+        parts = self._parts(path, names)
+        if len(parts) < 2:
             raise RequestError(
-                f"shared: {path!r} must be part of at least two tasks (it is of {', '.join(having) or 'none'})"
+                f"shared: {path!r} must be part of at least two tasks (it is of {', '.join(parts) or 'none'})"
             )
-        first, *others = having
-        part = _get(owners[first], last)
+        first, *others = parts
         for name in others:
-            other = _get(owners[name], last)
-            if _shapes(other) != _shapes(part):
+            if _shapes(parts[name]) != _shapes(parts[first]):
                 raise RequestError(f"shared: {path!r} is not of the same shapes in {first} and {name}")
-            if isinstance(owners[name], list | nnx.List):
-                owners[name][int(last)] = part
-            else:
-                setattr(owners[name], last, part)
+            _exchange(getattr(self, name), parts[name], parts[first])
+
+
+def _exchange(module: nnx.Module, old: Any, new: Any) -> None:
+    """Puts `new`, and what is in it, in the place of `old` wherever `module` holds it."""
+    ours = _nodes(new)
+    exchanged = {id(node): ours[path] for path, node in _nodes(old).items() if path in ours}
+    for holder in _nodes(module).values():
+        if isinstance(holder, nnx.Variable):
+            continue
+        if isinstance(holder, list | nnx.List):
+            for i, value in enumerate(holder):
+                holder[i] = exchanged.get(id(value), value)
+            continue
+        for name, value in list(vars(holder).items()):
+            if id(value) in exchanged:
+                setattr(holder, name, exchanged[id(value)])
+
+
+def _nodes(part: Any) -> dict[tuple[Any, ...], Any]:
+    """By path, each once: the part itself, and all modules, lists and variables in it."""
+    kinds = nnx.Module | nnx.Variable | list | nnx.List
+    return {path: node for path, node in nnx.iter_graph(part) if isinstance(node, kinds)}
 
 
 def _descend(module: Any, path: Sequence[str]) -> Any:
     for name in path:
         module = _get(module, name)
+        if module is None:
+            return None
     return module
 
 
@@ -139,7 +169,15 @@ def _named(metrics: WeightedMetrics, task: str) -> WeightedMetrics:
 
 
 @functools.lru_cache(maxsize=16)
-def _variables(task: Task) -> frozenset[str]:
-    """The paths of a task's own variables."""
-    state = nnx.state(nnx.eval_shape(lambda: task.init(nnx.Rngs(0))))
-    return frozenset("/".join(map(str, path)) for path, _ in nnx.to_flat_state(state))
+def _own_paths(config: MultiTask) -> dict[str, dict[str, str]]:
+    """For each task: the path of each variable that it uses, in the whole model -> its path in the task's own."""
+    module = nnx.eval_shape(lambda: config.init(nnx.Rngs(0)))
+    paths = {id(node): path for path, node in _variables(module)}
+    return {name: {paths[id(node)]: path for path, node in _variables(_part(module, name))} for name in config.tasks}
+
+
+def _variables(module: nnx.Module) -> Iterator[tuple[str, nnx.Variable]]:
+    """(path, variable), each once, under the path that it has in a state."""
+    for path, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Variable):
+            yield "/".join(map(str, path)), node

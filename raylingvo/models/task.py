@@ -64,6 +64,15 @@ class Task(abc.ABC):
         del path, batch
         return True
 
+    def adjust_gradients(self, grads: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, jax.Array]:
+        """The gradients of a learner by the paths of its variables -> what to clip and apply, of the same shapes.
+
+        Regularisers are in them. Called within the train step, after `grad_norm/all` is taken (by which the global norm
+        is clipped) and before anything is clipped. Lingvo: BaseTask.AdjustGradients.
+        """
+        del batch
+        return grads
+
     def encode_lines(self, lines: Sequence[str]) -> dict[str, np.ndarray]:
         """On the host: a batch for `decode`, one row for each line of text, with a field `weight`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,25 +14,35 @@ if TYPE_CHECKING:
     from raylingvo.experiment import Train
 
 
-def averaged(settings: Train, average: Weights | tuple[()], weights: Weights, step: jax.Array) -> Weights | tuple[()]:
-    """The average after a step: decay * average + (1 - decay) * weights, if `train.ema_decay` is on.
+def averaged(
+    settings: Train,
+    average: Weights | tuple[()],
+    weights: Weights,
+    step: jax.Array,
+    idle: Callable[[str], bool] = lambda path: False,
+) -> Weights | tuple[()]:
+    """The average after a step: decay * average + (1 - decay) * weights, if there are averages.
 
     weights: after the update of the batch number `step`. Variables that are not trained are taken as they are, unless
-    `train.ema_decay_moving_vars`. Lingvo: ema_decay and ema_schedule of p.train.
+    `train.ema_decay_moving_vars`. idle: whether the step leaves the variable of a path alone; its average rests too.
+    So the weights of one of several tasks are averaged over the steps of that task. Lingvo: ema_decay and ema_schedule
+    of p.train; each task's own training updates its averages.
     """
     if not isinstance(average, Weights):
         return ()
     decay = settings.ema_schedule(step) if settings.ema_schedule is not None else jnp.float32(settings.ema_decay)
 
-    def mix(old: jax.Array, new: jax.Array) -> jax.Array:
+    def mix(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
         if not jnp.issubdtype(new.dtype, jnp.floating):
             return new
+        if idle(jax.tree_util.keystr(path, simple=True, separator="/")):
+            return old
         return (new + decay * (old - new)).astype(new.dtype)
 
     extra: Any = weights.extra
     if settings.ema_decay_moving_vars:
-        extra = jax.tree.map(mix, average.extra, extra)
-    return Weights(jax.tree.map(mix, average.params, weights.params), extra)
+        extra = jax.tree_util.tree_map_with_path(mix, average.extra, extra)
+    return Weights(jax.tree_util.tree_map_with_path(mix, average.params, weights.params), extra)
 
 
 def exchanged(state: TrainState) -> TrainState:

@@ -15,7 +15,6 @@ class TrackerState(NamedTuple):
     log_mean: jax.Array  # of log(1 + norm), capped
     log_mean_squared: jax.Array
     total_weight: jax.Array
-    total_rejections: jax.Array  # a count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,8 @@ class GradNormTracker:
     `grad_norm_clip_cap_min`. Smaller norms count as `grad_norm_lower_cap`. Lingvo: layers.GradNormTracker.
 
     As in Lingvo the averages begin at 0, and so does the bound: they must reach the true mean from below. With a small
-    `clip_threshold` they do not, and everything is dropped from then on.
+    `clip_threshold` they do not, and everything is dropped from then on: watch the metric `num_dropped_updates` (Lingvo
+    has the count as a variable, total_rejections).
     """
 
     decay: float = 0.995
@@ -66,6 +66,5 @@ class GradNormTracker:
             log_mean=average(state.log_mean, capped),
             log_mean_squared=average(state.log_mean_squared, capped * capped),
             total_weight=weight,
-            total_rejections=state.total_rejections + (1.0 - keep),
         )
         return keep, next_state

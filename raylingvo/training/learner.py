@@ -17,9 +17,11 @@ from raylingvo.training.schedules import Constant, Schedule
 class Learner:
     """One update rule, for the variables it trains.
 
-    In this order (training/update.py): gradients of the loss; L2, then L1; the norm; clipping, and whether the update
-    is dropped; the optimizer, at learning_rate x schedule(step). An update whose loss or gradients are not finite is
-    always dropped. Regular expressions are searched for in paths such as "layers/0/kernel". Lingvo: core/learner.py.
+    In this order (training/update.py): gradients of the loss; L2, then L1; the norm; `Task.adjust_gradients`; clipping,
+    and whether the update is dropped; the optimizer, at learning_rate x schedule(step). An update whose loss or
+    gradients are not finite is always dropped. Regular expressions are searched for in paths such as "layers/0/kernel";
+    one that matches no weight of the model is an error when a run starts. Lingvo: core/learner.py, whose default
+    schedule is Continuous.
     """
 
     learning_rate: float
@@ -44,6 +46,8 @@ class Learner:
     # Which variables it trains: those that match the filter (None: all) and not the exclusion.
     bprop_variable_filter: str | None = None
     bprop_variable_exclusion: str | None = None
+    # Report the norms of each variable and its gradient as well: grad_norm/PATH and var_norm/PATH.
+    report_variable_norms: bool = False
     # The metric of `Task.loss` to minimise. None: the loss itself; for one of several learners, the metric of its name.
     loss_name: str | None = None
 
@@ -65,8 +69,15 @@ class Learner:
                 "clip_gradient_norm_to_value and clip_gradient_single_norm_to_value exclude each other "
                 f"(got {self.clip_gradient_norm_to_value}, {self.clip_gradient_single_norm_to_value})"
             )
+        if self.loss_name is not None:
+            _check_loss("loss_name", self.loss_name)
         for field in ("skip_lp_regularization", "bprop_variable_filter", "bprop_variable_exclusion"):
             check_pattern(field, getattr(self, field))
+
+    @property
+    def drops_updates(self) -> bool:
+        """Whether there are updates that it drops for their norm."""
+        return self.scale_gradients and bool(self.grad_norm_to_clip_to_zero or self.grad_norm_tracker)
 
     def trains(self, path: str) -> bool:
         """Whether the variable of this path is one that it trains."""
@@ -87,7 +98,14 @@ def by_name(learner: Learner | Mapping[str, Learner]) -> Mapping[str, Learner]:
     for name in learner:
         if not name.isidentifier() or name in Learner.__dataclass_fields__:
             raise ValueError(f"learner: {name!r} is not a name of letters, digits and _, or is that of a field")
+        if learner[name].loss_name is None:
+            _check_loss(f"learner.{name}.loss_name, by default the learner's name,", name)
     return FrozenDict(learner)
+
+
+def _check_loss(field: str, metric: str) -> None:
+    if metric.startswith("num_"):
+        raise ValueError(f"{field} must be a mean, not a count (got {metric!r})")
 
 
 def loss_names(learners: Mapping[str, Learner]) -> dict[str, str]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from raylingvo.errors import RequestError
+
+_NUM_SHOWN = 5  # of the paths, in errors
 
 
 def names(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -38,12 +42,37 @@ def merge(tree: Mapping[Any, Any], part: Mapping[Any, Any]) -> dict[Any, Any]:
     return merged
 
 
+def with_values(tree: Mapping[Any, Any], values: Mapping[str, Any], prefix: str = "") -> dict[Any, Any]:
+    """The nested dicts with these values, by path, in the place of their leaves; others stay."""
+    return {
+        name: with_values(value, values, f"{prefix}{name}/")
+        if isinstance(value, Mapping)
+        else values.get(f"{prefix}{name}", value)
+        for name, value in tree.items()
+    }
+
+
 def matches(pattern: str | None) -> Callable[[str], bool]:
     """Whether a path has a match of the regular expression somewhere in it (re.search). None: no path has."""
     if pattern is None:
         return lambda path: False
     compiled = re.compile(pattern)
     return lambda path: compiled.search(path) is not None
+
+
+def check_found(key: str, pattern: str | None, paths: Sequence[str]) -> None:
+    """Raises RequestError if the regular expression is found in none of the paths. None: there is none to find.
+
+    key: the dotted key of the expression, for the error.
+    """
+    if pattern is not None and not any(map(matches(pattern), paths)):
+        raise RequestError(f"{key}: {pattern!r} matches no weight; there are {shown(paths)}")
+
+
+def shown(paths: Sequence[str]) -> str:
+    """Some of the paths, for an error."""
+    more = f", .. ({len(paths)} in all)" if len(paths) > _NUM_SHOWN else ""
+    return ", ".join(paths[:_NUM_SHOWN]) + more
 
 
 def check_pattern(field: str, pattern: str | None, replacement: str | None = None) -> None:

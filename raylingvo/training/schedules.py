@@ -1,4 +1,7 @@
-"""Learning-rate schedules: multipliers that are pure functions of the step (Lingvo: core/schedule.py)."""
+"""Learning-rate schedules: multipliers that are pure functions of the step (Lingvo: core/schedule.py).
+
+Its DevBasedSchedule depends on evaluations instead: it is `Train.dev_based` (training/dev_based.py).
+"""
 
 from typing import Literal as Literal  # where annotations of the classes below are resolved
 
@@ -15,8 +18,6 @@ from raylingvo.training._schedules.curves import Polynomial as Polynomial
 from raylingvo.training._schedules.curves import SqrtDecay as SqrtDecay
 from raylingvo.training._schedules.curves import SqrtDecayToZero as SqrtDecayToZero
 from raylingvo.training._schedules.curves import StepwiseExponential as StepwiseExponential
-from raylingvo.training._schedules.dev_based import DevBasedState as DevBasedState
-from raylingvo.training._schedules.dev_based import dev_based as dev_based
 from raylingvo.training._schedules.pieces import CombinedMinimum as CombinedMinimum
 from raylingvo.training._schedules.pieces import Cycle as Cycle
 from raylingvo.training._schedules.pieces import Piecewise as Piecewise

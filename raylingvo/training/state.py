@@ -12,8 +12,8 @@ from flax import nnx
 from raylingvo.errors import RequestError
 from raylingvo.metrics.means import Totals, zeros_like_metrics
 from raylingvo.training import update
-from raylingvo.training.learner import ONLY, TASK_LOSS
-from raylingvo.training.optimizers import accumulates
+from raylingvo.training.checks import check_batch, check_variables
+from raylingvo.training.learner import ONLY
 from raylingvo.training.paths import names
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ class TrainState(NamedTuple):
     step: jax.Array  # i32[], batches consumed; updates made are fewer if some were skipped
     weights: Weights
     opt_state: Any  # update.LearnerState, or with several learners one by name
-    # f32[] before the schedule; by name with several. An array, so that a sweep changes it without recompiling.
+    # f32[] before the schedule; by name with several. An array, so that it can change without recompiling.
     learning_rate: Any
     rng: jax.Array  # u32[2], key data; step k uses fold_in(rng, k), so it never changes
     totals: Totals  # of the metrics since the last report
     nonfinite_in_a_row: jax.Array  # i32[], skipped updates since the last good one
-    average: Weights | tuple[()] = ()  # moving averages, if `train.ema_decay` is on (training/average.py)
+    average: Weights | tuple[()] = ()  # moving averages, if there are to be any (training/average.py)
 
 
 class Model:
@@ -86,6 +86,7 @@ def init_state(experiment: Experiment, *batches: Any) -> TrainState:
     """The state before the first step, a function of the experiment only.
 
     batches: a train batch of each kind that there is, or the shapes of one; they give the names of the metrics.
+    Raises RequestError for what does not fit together (training/checks.py).
     """
     task = experiment.task
     seed = jax.random.key(experiment.train.seed)
@@ -95,23 +96,19 @@ def init_state(experiment: Experiment, *batches: Any) -> TrainState:
         return task.loss(model.merge(weights), batch, seed)[1]
 
     learners = experiment.learners
-    update.partition(learners, model.abstract.params)  # refuses what cannot be
+    check_variables(experiment, model.abstract.params)
+    paths = [path for path, _ in names(model.abstract.params)]
     metrics: dict[str, Any] = {}
     for batch in batches:
         own = jax.eval_shape(loss_metrics, model.abstract, batch)
+        check_batch(experiment, batch, own, paths)
         metrics |= own
-        for name, of in experiment.loss_names.items():
-            if of != TASK_LOSS and of not in own:
-                key = f"learner.{name}.loss_name" if name != ONLY else "learner.loss_name"
-                raise RequestError(
-                    f"{key}: the loss of {type(task).__name__} has no metric {of!r}; it has {', '.join(own)}"
-                )
-        for name, learner in learners.items():
-            rests = any(not task.trains(path, batch) for path, _ in names(model.abstract.params))
-            if rests and accumulates(learner.optimizer):
-                key = f"learner.{name}.optimizer" if name != ONLY else "learner.optimizer"
-                raise RequestError(f"{key}: an Accumulator counts steps that change all variables; this task's do not")
-    of_learners = [update.metric_name(m, name) for name, one in learners.items() for m in update.metric_names(one)]
+    parts = update.partition(learners, model.abstract.params)
+    of_learners = [
+        update.metric_name(metric, name)
+        for name, learner in learners.items()
+        for metric in update.metric_names(learner, parts[name])
+    ]
     metric_names = [*metrics, *of_learners, *STEP_METRICS]
 
     @jax.jit  # One program instead of one per variable: most of the time is compilation.
@@ -120,19 +117,25 @@ def init_state(experiment: Experiment, *batches: Any) -> TrainState:
         weights = Model.split(task.init(nnx.Rngs(init_rng)))
         parts = update.partition(learners, weights.params)
         opt_state = {name: update.init(learner, parts[name]) for name, learner in learners.items()}
-        rates = {name: jnp.asarray(learner.learning_rate, jnp.float32) for name, learner in learners.items()}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             weights=weights,
             opt_state=opt_state.get(ONLY, opt_state),
-            learning_rate=rates.get(ONLY, rates),
+            learning_rate=learning_rates(experiment),
             rng=jax.random.key_data(step_rng),
             totals=zeros_like_metrics(dict.fromkeys(metric_names)),
             nonfinite_in_a_row=jnp.zeros((), jnp.int32),
-            average=jax.tree.map(jnp.copy, weights) if experiment.train.ema_decay else (),
+            average=jax.tree.map(jnp.copy, weights) if experiment.train.averages else (),
         )
 
     return init()
+
+
+def learning_rates(experiment: Experiment, factor: float = 1.0) -> Any:
+    """The learners' rates before their schedules, times `factor`: f32[], by name with several."""
+    learners = experiment.learners
+    rates = {name: jnp.asarray(learner.learning_rate * factor, jnp.float32) for name, learner in learners.items()}
+    return rates.get(ONLY, rates)
 
 
 def variable_lines(weights: Weights) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from raylingvo.metrics.means import accumulate
 from raylingvo.training import update
@@ -55,6 +56,9 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple
             for name, learner in learners.items()
         }
         checked = [*losses.values(), *(part.norm for part in gradients.values())]
+        for name, found in gradients.items():
+            gradients[name] = update.adjust(found, lambda grads: task.adjust_gradients(grads, batch))
+            checked += [optax.tree.norm(gradients[name].grads)] if gradients[name] is not found else []
         finite = jnp.isfinite(checked[0])
         for value in checked[1:]:
             finite = finite & jnp.isfinite(value)
@@ -67,11 +71,15 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple
         for name, learner in learners.items():
             multiplier = learner.schedule(state.step)
             rate = rates[name] * multiplier
-            *after, scale = update.apply(learner, gradients[name], finite, before[name], parts[name], rate)
-            updated[name], opt_states[name] = update.keep_idle(idle, (parts[name], before[name]), tuple(after))
+            made = update.apply(learner, gradients[name], finite, before[name], parts[name], rate)
+            updated[name], opt_states[name] = update.keep_idle(
+                idle, (parts[name], before[name]), (made.params, made.state)
+            )
             of_update = gradients[name].metrics | {"learning_rate": rate, "lr_schedule": multiplier}
             metrics |= {update.metric_name(key, name): (value, good) for key, value in of_update.items()}
-            metrics |= {update.metric_name("grad_scale_all", name): (scale, 1.0)}
+            metrics |= {update.metric_name("grad_scale_all", name): (made.scale, 1.0)}
+            if learner.drops_updates:
+                metrics |= {update.metric_name("num_dropped_updates", name): (made.dropped.astype(jnp.float32), 1.0)}
         metrics |= {"has_nan_or_inf": (1.0 - good, 1.0), "num_skipped_updates": (1.0 - good, 1.0)}
 
         # What the forward pass has changed, statistics of a normalisation for example, counts if it is finite.
@@ -79,7 +87,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple
         weights = Weights(_merged(params, updated), extra)
         average = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
-            averaged(experiment.train, state.average, weights, state.step),
+            averaged(experiment.train, state.average, weights, state.step, lambda path: not task.trains(path, batch)),
             state.average,
         )
         nonfinite_in_a_row = jnp.where(finite, 0, state.nonfinite_in_a_row + 1)

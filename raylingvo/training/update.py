@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import optax
 from raylingvo.errors import RequestError
 from raylingvo.training.grad_norm_tracker import TrackerState
 from raylingvo.training.learner import ONLY, Learner
-from raylingvo.training.paths import matches, merge, names, select
+from raylingvo.training.paths import matches, merge, names, select, shown, with_values
 
 
 class LearnerState(NamedTuple):
@@ -26,8 +26,17 @@ class Gradients(NamedTuple):
     """The gradients of one learner, regularisers included, before they are scaled."""
 
     grads: Any
-    norm: jax.Array  # f32[], global
+    norm: jax.Array  # f32[], global, before `Task.adjust_gradients`
     metrics: dict[str, jax.Array]
+
+
+class Update(NamedTuple):
+    """What an update comes to."""
+
+    params: Any
+    state: LearnerState
+    scale: jax.Array  # f32[], of the gradients all together: 0 if the update is dropped
+    dropped: jax.Array  # bool[], whether for its norm, though it is finite
 
 
 def init(learner: Learner, params: Any) -> LearnerState:
@@ -36,11 +45,14 @@ def init(learner: Learner, params: Any) -> LearnerState:
     return LearnerState(learner.optimizer.build().init(params), tracker.init() if tracker else ())
 
 
-def metric_names(learner: Learner) -> list[str]:
-    """What the train step reports of one learner."""
+def metric_names(learner: Learner, params: Any) -> list[str]:
+    """What the train step reports of one learner. params: the variables that it trains."""
     found = ["learning_rate", "lr_schedule", "grad_norm/all", "var_norm/all", "grad_scale_all"]
+    found += ["num_dropped_updates"] if learner.drops_updates else []
     found += ["l2_loss"] if learner.l2_regularizer_weight is not None else []
-    return found + (["l1_loss"] if learner.l1_regularizer_weight is not None else [])
+    found += ["l1_loss"] if learner.l1_regularizer_weight is not None else []
+    paths = [path for path, _ in names(params)] if learner.report_variable_norms else []
+    return found + [f"{kind}/{path}" for path in paths for kind in ("grad_norm", "var_norm")]
 
 
 def metric_name(name: str, learner: str) -> str:
@@ -48,18 +60,26 @@ def metric_name(name: str, learner: str) -> str:
     return name if learner == ONLY else f"{name}/{learner}"
 
 
+def key(learner: str, field: str) -> str:
+    """The dotted key of a learner's field, in an experiment."""
+    return f"learner.{field}" if learner == ONLY else f"learner.{learner}.{field}"
+
+
 def partition(learners: Mapping[str, Learner], params: Any) -> dict[str, Any]:
     """The variables of each learner, as nested dicts. Raises RequestError if one has none, or two have the same."""
     parts = {name: select(params, learner.trains) for name, learner in learners.items()}
     owners: dict[str, str] = {}
     for name, part in parts.items():
-        key = "learner" if name == ONLY else f"learner.{name}"
+        learner = "learner" if name == ONLY else f"learner.{name}"
         if not part:
-            raise RequestError(f"{key}: bprop_variable_filter and bprop_variable_exclusion leave no variable to train")
+            raise RequestError(
+                f"{learner}: bprop_variable_filter and bprop_variable_exclusion leave no variable to train; "
+                f"there are {shown([path for path, _ in names(params)])}"
+            )
         for path, _ in names(part):
             if path in owners:
                 raise RequestError(
-                    f"{key} and learner.{owners[path]} both train {path}; tell them apart by bprop_variable_filter"
+                    f"{learner} and learner.{owners[path]} both train {path}; tell them apart by bprop_variable_filter"
                 )
             owners[path] = name
     return parts
@@ -87,16 +107,30 @@ def regularize(learner: Learner, grads: Any, params: Any, idle: Collection[str] 
         grads = merge(grads, jax.tree.map(lambda g, p, w=weight, of=gradient_of: g + w * of(p), part, chosen))
     norm = optax.tree.norm(grads)
     metrics |= {"grad_norm/all": norm, "var_norm/all": optax.tree.norm(params)}
+    if learner.report_variable_norms:
+        for kind, tree in (("grad_norm", grads), ("var_norm", params)):
+            metrics |= {f"{kind}/{path}": optax.tree.norm(x) for path, x in names(tree)}
     return Gradients(grads, norm, metrics)
+
+
+def adjust(gradients: Gradients, adjusted: Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]]) -> Gradients:
+    """The gradients as `Task.adjust_gradients` wants them: a function of arrays by path. Norms are those before."""
+    before = dict(names(gradients.grads))
+    after = adjusted(before)
+    if after is before:
+        return gradients
+    shapes, expected = ({path: x.shape for path, x in arrays.items()} for arrays in (after, before))
+    if shapes != expected:
+        raise ValueError(f"adjust_gradients must return gradients of the same names and shapes (got {shapes})")
+    return gradients._replace(grads=with_values(gradients.grads, after))
 
 
 def apply(
     learner: Learner, gradients: Gradients, finite: jax.Array, state: LearnerState, params: Any, rate: jax.Array
-) -> tuple[Any, LearnerState, jax.Array]:
+) -> Update:
     """Scales the gradients and updates the weights, if the update is not dropped.
 
     finite: bool[], whether the whole step is; if not, its update is dropped. rate: f32[], the schedule included.
-    Returns (params, state, scale f32[] of the gradients all together: 0 if the update is dropped).
     """
     grads, norm, keep, scale = gradients.grads, gradients.norm, finite, jnp.ones((), jnp.float32)
     tracker = state.tracker
@@ -121,7 +155,7 @@ def apply(
         updated, slots = jax.tree.map(
             lambda new, old: jnp.where(keep, new, old), (updated, slots), (params, state.slots)
         )
-    return updated, LearnerState(slots, tracker), jnp.where(keep, scale, 0.0)
+    return Update(updated, LearnerState(slots, tracker), jnp.where(keep, scale, 0.0), finite & ~keep)
 
 
 def keep_idle(idle: Collection[str], before: Any, after: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,30 +12,52 @@ import jax.numpy as jnp
 
 from raylingvo.errors import RequestError
 from raylingvo.training import checkpoints
-from raylingvo.training.paths import names
+from raylingvo.training.paths import names, shown, with_values
 from raylingvo.training.state import TrainState, Weights
 
 if TYPE_CHECKING:
     from raylingvo.experiment import WarmStart
 
 
+def resolved(settings: WarmStart) -> WarmStart:
+    """The settings with an absolute logdir and the number of a checkpoint: they mean the same everywhere and later.
+
+    Raises RequestError if there is no such checkpoint.
+    """
+    logdir = Path(settings.logdir).absolute()
+    available = checkpoints.steps(logdir)
+    if not available:
+        raise RequestError(f"train.warm_start.logdir: no checkpoint in {logdir / checkpoints.DIRECTORY}")
+    step = available[-1] if settings.checkpoint == "latest" else settings.checkpoint
+    if step not in available:
+        raise RequestError(
+            f"train.warm_start.checkpoint: no checkpoint {step} in {logdir / checkpoints.DIRECTORY}; "
+            f"it has {', '.join(map(str, available))}"
+        )
+    return dataclasses.replace(settings, logdir=str(logdir), checkpoint=step)
+
+
 def warm_started(state: TrainState, settings: WarmStart) -> TrainState:
     """The initial state, with the variables that a rule matches taken from a checkpoint; averages begin there too.
 
-    If that run averaged its weights, these are the averages. Raises RequestError if there is no such checkpoint, no
-    rule matches a variable, or the checkpoint's variable is missing or of another shape.
+    If that run averaged its weights, these are the averages. `settings` are `resolved` ones. Raises RequestError if
+    there is no such checkpoint any more, a rule matches no variable, or the checkpoint's variable is missing or of
+    another shape.
     """
-    logdir = Path(settings.logdir)
+    if settings.checkpoint == "latest":
+        raise ValueError("settings must be resolved: a checkpoint that is the latest now need not be so later")
+    ours = dict([*names(state.weights.params), *names(state.weights.extra)])  # in these trees, a path is unique
+    _check_rules(settings.rules, list(ours))
+    settings = resolved(settings)
+    assert isinstance(settings.checkpoint, int)
     try:
-        step = checkpoints.resolve(logdir, str(settings.checkpoint), None)[-1]
-        saved = checkpoints.restore_all_weights(logdir, step)
+        saved = checkpoints.restore_all_weights(Path(settings.logdir), settings.checkpoint)
     except RequestError as error:
         raise RequestError(f"train.warm_start: {error}") from error
-    where = f"train.warm_start: checkpoint {step} in {settings.logdir}"
-    # In a tree of weights, trained or not, a path is unique.
+    where = f"train.warm_start.rules: checkpoint {settings.checkpoint} in {settings.logdir}"
     found = dict(names(saved["params"])) | dict(names(saved["extra"]))
     loaded: dict[str, Any] = {}
-    for path, x in [*names(state.weights.params), *names(state.weights.extra)]:
+    for path, x in ours.items():
         source = _source(path, settings.rules)
         if source is None:
             continue
@@ -42,27 +65,28 @@ def warm_started(state: TrainState, settings: WarmStart) -> TrainState:
             raise RequestError(f"{where} has no variable {source!r} (for {path}); it has {', '.join(sorted(found))}")
         if found[source].shape != x.shape:
             raise RequestError(f"{where}: {source} is of shape {found[source].shape}, {path} of {x.shape}")
-        loaded[path] = found[source]
-    if not loaded:
-        raise RequestError(f"train.warm_start: no rule matches a variable (got {list(map(list, settings.rules))})")
-    weights = Weights(*(_with(variables, loaded) for variables in state.weights))
-    average = Weights(*(_with(variables, loaded) for variables in state.average)) if state.average else ()
-    return state._replace(weights=weights, average=average)
+        loaded[path] = found[source].astype(x.dtype)
+
+    def with_loaded(weights: Weights) -> Weights:
+        # Arrays of its own: the state is donated to the first step.
+        values = {path: jnp.array(x) for path, x in loaded.items()}
+        return Weights(*(with_values(variables, values) for variables in weights))
+
+    average = with_loaded(state.average) if isinstance(state.average, Weights) else ()
+    return state._replace(weights=with_loaded(state.weights), average=average)
 
 
-def _source(path: str, rules: tuple[tuple[str, str], ...]) -> str | None:
+def _check_rules(rules: Sequence[tuple[str, str]], paths: Sequence[str]) -> None:
+    for pattern, _ in rules:
+        if not any(re.fullmatch(pattern, path) for path in paths):
+            raise RequestError(
+                f"train.warm_start.rules: {pattern!r} matches no variable as a whole; there are {shown(paths)}"
+            )
+
+
+def _source(path: str, rules: Sequence[tuple[str, str]]) -> str | None:
     """The name in the checkpoint: of the first rule that matches the whole path."""
     for pattern, replacement in rules:
         if match := re.fullmatch(pattern, path):
             return match.expand(replacement)
     return None
-
-
-def _with(variables: Any, loaded: dict[str, Any], prefix: str = "") -> Any:
-    """The tree with the loaded variables in it, as arrays of its own: the state is donated to the first step."""
-    return {
-        name: _with(value, loaded, f"{prefix}{name}/")
-        if isinstance(value, Mapping)
-        else jnp.array(loaded.get(f"{prefix}{name}", value), value.dtype)
-        for name, value in variables.items()
-    }

@@ -1,5 +1,6 @@
 """The logdir of a run: who may write there, what run.json says, and that damage is told in one line."""
 
+import contextlib
 import json
 
 import pytest
@@ -7,6 +8,8 @@ import toy
 
 from raylingvo.actors.logdir import Logdir, hold, read_experiment, read_info
 from raylingvo.errors import RequestError
+from raylingvo.experiment import WarmStart
+from raylingvo.training import checkpoints
 
 EXPERIMENT = toy.experiment()
 
@@ -108,3 +111,25 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
 def test_run_json_is_json(home):
     info = json.loads((home / "run.json").read_text())
     assert info.keys() >= {"id", "experiment", "status", "command", "git_sha", "versions", "seed", "hosts", "result"}
+
+
+def test_the_source_of_a_warm_start_is_found_once(tmp_path, monkeypatch):
+    source, home = tmp_path / "here" / "runs" / "source", tmp_path / "home"
+    (source / checkpoints.DIRECTORY / "300").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    experiment = toy.experiment(warm_start=WarmStart(logdir="runs/source"))
+    with contextlib.closing(Logdir(home, experiment)) as logdir:
+        found = logdir.experiment_for_roles().train.warm_start
+        assert (found.logdir, found.checkpoint) == (str(source), 300)
+        logdir.begin(["raylingvo"], warm_start={"logdir": found.logdir, "checkpoint": found.checkpoint})
+    assert read_experiment(home) == experiment
+    # The other run goes on and ours is started again elsewhere: nothing changes.
+    (source / checkpoints.DIRECTORY / "400").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(Logdir(home, experiment)) as logdir:
+        assert logdir.experiment_for_roles().train.warm_start == found
+    with (
+        contextlib.closing(Logdir(tmp_path / "new", experiment)) as logdir,
+        pytest.raises(RequestError, match=r"^train.warm_start.logdir: no checkpoint in .*runs/source"),
+    ):
+        logdir.experiment_for_roles()

@@ -21,7 +21,7 @@ import toy
 
 from raylingvo.actors import memory
 from raylingvo.errors import RequestError
-from raylingvo.experiment import Checkpoints, EarlyStop, Experiment, Reading, Snapshots
+from raylingvo.experiment import Checkpoints, DevBased, EarlyStop, Experiment, Reading, Snapshots
 from raylingvo.monitor.live import View
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training import checkpoints
@@ -299,10 +299,12 @@ def test_a_trainer_killed_in_the_middle_ends_as_if_it_had_not_been(
     assert_same_end(experiment, tmp_path / "killed", tmp_path / "whole")
 
 
-def test_early_stopping_ends_the_run_and_says_why(tmp_path: Path) -> None:
-    stop = EarlyStop(metric="test/loss", mode="max", window=10)  # the loss falls: it never improves
-    running = Running(only_eval("every", max_steps=1_000_000, early_stop=stop), tmp_path)
+def test_evaluations_lower_the_rate_and_end_the_run(tmp_path: Path) -> None:
+    stop = EarlyStop(metric="test/loss", mode="max", window=40)  # the loss falls: it never improves
+    decay = DevBased(metric="test/loss", mode="max", window=10)
+    running = Running(only_eval("every", max_steps=1_000_000, early_stop=stop, dev_based=decay), tmp_path)
     result = running.result()
+    assert any(event.startswith("learning rate x 0.5 from step ") for event in running.view.events)
     assert result["status"] == "finished"
     assert result["stop_reason"].startswith("early stop: test/loss has not improved")
     assert result["step"] < 1_000_000

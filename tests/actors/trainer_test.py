@@ -1,12 +1,14 @@
 """The Trainer without Ray: a run that was interrupted ends with the bits of one that was not."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import threading
 from unittest import mock
 
 import jax
+import numpy as np
 import pytest
 import sequence_task
 import toy
@@ -15,6 +17,7 @@ from raylingvo.actors import trainer as trainer_module
 from raylingvo.actors.outbox import Snapshot
 from raylingvo.actors.trainer import Trainer, TrainingFailed
 from raylingvo.data.pipeline import TrainInput
+from raylingvo.errors import RequestError
 from raylingvo.experiment import Checkpoints, Snapshots, WarmStart
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training import checkpoints
@@ -22,6 +25,7 @@ from raylingvo.training.host_copy import decode
 from raylingvo.training.learner import Learner
 from raylingvo.training.state import init_state
 from raylingvo.training.step import make_train_step
+from raylingvo.training.warm_start import resolved
 
 # What depends on the clock.
 TIMES = {"time", "steps_per_second", "examples_per_second", "input_wait_fraction", "snapshot_seconds"}
@@ -504,10 +508,48 @@ def test_a_run_starts_with_the_weights_of_another_but_goes_on_with_its_own(tmp_p
     source = tmp_path / "source"
     shutil.copytree(whole, source)
     warm = toy.experiment(
-        max_steps=2, seed=5, learner=Learner(learning_rate=1e-30), warm_start=WarmStart(logdir=str(source))
+        max_steps=2, seed=5, learner=Learner(learning_rate=1e-30), warm_start=resolved(WarmStart(logdir=str(source)))
     )
     train(warm, tmp_path / "warm", after=2, do=interrupt)
     shutil.rmtree(source)
     train(warm, tmp_path / "warm")
     params, expected = (outcome(*run)[0].weights.params for run in ((warm, tmp_path / "warm"), (EXPERIMENT, whole)))
     toy.assert_bit_equal(params, expected)
+
+
+def test_a_rollback_to_the_start_is_one_to_the_same_weights(tmp_path, whole):
+    """Also if the other run has gone on meanwhile."""
+    source = tmp_path / "source"
+    shutil.copytree(whole, source)
+    warm_start = resolved(WarmStart(logdir=str(source)))
+    experiment = nan_at(1, 2, max_steps=4, warm_start=warm_start)
+    experiment = dataclasses.replace(experiment, learner=Learner(learning_rate=1e-30))
+    other = checkpoints.restore(whole, 10, abstract_state(EXPERIMENT))
+    with contextlib.closing(checkpoints.CheckpointWriter(source, Checkpoints(), tell=lambda line: None)) as writer:
+        zeros = jax.tree.map(lambda x: 0 * x, other[0])
+        writer.save(11, zeros, {}, on_saved=lambda: None)
+    trainer = trainer_on(experiment, tmp_path / "warm")
+    trainer.run()
+    assert any("rolled back to the weights of step 0" in event for event in events(trainer))
+    toy.assert_bit_equal(outcome(experiment, tmp_path / "warm")[0].weights.params, other[0].weights.params)
+
+
+def test_a_warm_start_that_does_not_fit_is_told_before_the_step_is_compiled(tmp_path, whole):
+    rules = (("out/bias", "hidden/bias"),)
+    experiment = toy.experiment(warm_start=resolved(WarmStart(logdir=str(whole), rules=rules)))
+    trainer = trainer_on(experiment, tmp_path)
+    compiler = mock.patch.object(trainer_module, "StepForShapes", side_effect=AssertionError)
+    with compiler, pytest.raises(RequestError, match="hidden/bias is of shape"):
+        trainer.run()
+
+
+def test_the_rate_is_scaled_from_the_next_step_on_and_stays_so(tmp_path):
+    def halve(trainer):
+        trainer.scale_rate(0.5)
+        trainer.stop(resumable=True)
+
+    train(EXPERIMENT, tmp_path, after=5, do=halve)
+    train(EXPERIMENT, tmp_path)
+    assert float(outcome(EXPERIMENT, tmp_path)[0].learning_rate) == np.float32(0.025)
+    rates = {record["step"]: record["learning_rate"] for record in read_metrics(tmp_path / "train")}
+    assert rates == pytest.approx({4: 0.05, 8: 0.025, 10: 0.025})

@@ -1,5 +1,7 @@
 """Several tasks in one model: what is shared is shared, and each task computes what it computes alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from raylingvo.metrics.means import to_means
 from raylingvo.models.multi_task import MultiTask
 from raylingvo.training.learner import Learner
 from raylingvo.training.optimizers import Accumulator, Adafactor, Adam, Composite, Part, RMSProp
+from raylingvo.training.paths import names
 from raylingvo.training.shapes import StepForShapes
 from raylingvo.training.state import Model, init_state
 from raylingvo.training.step import make_train_step
@@ -51,6 +54,66 @@ def test_a_shared_part_may_be_deep_or_a_variable():
     module = MultiTask(tasks={"a": A, "b": B}, shared=("hidden/kernel",)).init(nnx.Rngs(0))
     assert module.b.hidden.kernel is module.a.hidden.kernel
     assert module.b.hidden.bias is not module.a.hidden.bias
+
+
+class TiedNet(nnx.Module):
+    """Holds its table in two places, and the table's variable in a third."""
+
+    def __init__(self, tied, rngs):
+        self.blocks = nnx.List([nnx.Embed(3, 2, rngs=rngs)])
+        self.output = self.blocks[0] if tied else nnx.Embed(3, 2, rngs=rngs)
+        self.weight = self.blocks[0].embedding if tied else nnx.Param(jnp.zeros((3, 2)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tied(toy.Regression):
+    tied: bool = True
+
+    def init(self, rngs):
+        return TiedNet(self.tied, rngs)
+
+
+@pytest.mark.parametrize("path", ["blocks/0", "output", "blocks/0/embedding", "weight"])
+@pytest.mark.parametrize("first_is_tied", [True, False])
+def test_what_a_task_holds_more_than_once_stays_one(path, first_is_tied):
+    task = MultiTask(tasks={"a": Tied(tied=first_is_tied), "b": Tied()}, shared=(path,))
+    module = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))
+    own = {
+        "blocks/0": module.a.blocks[0].embedding,
+        "output": module.a.output.embedding,
+        "blocks/0/embedding": module.a.blocks[0].embedding,
+        "weight": module.a.weight,
+    }[path]
+    held = (module.b.blocks[0].embedding, module.b.output.embedding, module.b.weight)
+    assert all(variable is own for variable in held)
+    # A step of either task trains it.
+    params = Model(task).abstract.params
+    assert "b" not in params
+    batches = {name: {f"{name}/x": 0, "weight": 0} for name in "ab"}
+    trained = {name: {p for p, _ in names(params) if task.trains(p, batch)} for name, batch in batches.items()}
+    assert len(trained["a"]) == (1 if first_is_tied else 3)
+    assert len(trained["b"]) == 1
+    assert trained["b"] <= trained["a"]
+
+
+def test_two_shared_paths_of_what_one_task_holds_as_one():
+    tasks = {"a": Tied(tied=False), "b": Tied()}
+    with pytest.raises(RequestError, match="shared: 'blocks/0' cannot be shared beside the other paths"):
+        MultiTask(tasks=tasks, shared=("blocks/0", "output")).init(nnx.Rngs(0))
+    MultiTask(tasks={"a": Tied(), "b": Tied()}, shared=("blocks/0", "output")).init(nnx.Rngs(0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Negated(toy.Regression):
+    def adjust_gradients(self, grads, batch):
+        assert "x" in batch
+        return {path: -x for path, x in grads.items() if path.startswith("hidden")} | {"out/bias": grads["out/bias"]}
+
+
+def test_a_task_adjusts_its_own_gradients_under_its_own_names():
+    task = MultiTask(tasks={"a": A, "b": Negated()}, shared=("hidden",))
+    grads = dict.fromkeys(("a/hidden/bias", "a/out/bias", "b/out/bias"), 1.0)
+    assert task.adjust_gradients(grads, BATCH) == grads | {"a/hidden/bias": -1.0}
 
 
 def test_each_task_computes_what_it_computes_alone():
@@ -127,12 +190,15 @@ def test_a_step_changes_only_what_its_task_uses(optimizer):
     data = SampleBatches(datasets=datasets, sampling=RoundRobin())
     task = MultiTask(tasks={"net": A, "out": toy.Regression(dropout=0.0)}, shared=("hidden",))
     learner = Learner(learning_rate=0.1, optimizer=optimizer, l2_regularizer_weight=0.1)
-    states, tasks = train(toy.experiment(task=task, data=data, learner=learner), 4)
+    states, tasks = train(toy.experiment(task=task, data=data, learner=learner, ema_decay=0.5), 4)
     assert tasks == ["net", "out", "net", "out"]
     for old, new, name in zip(states, states[1:], tasks, strict=False):
         (other,) = {*names} - {name}
         before, after = old.weights.params, new.weights.params
         assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), before[other]["out"], after[other]["out"]))
+        average, averaged = old.average.params, new.average.params
+        toy.assert_bit_equal(averaged[other]["out"], average[other]["out"])
+        assert (average[name]["out"]["kernel"] != averaged[name]["out"]["kernel"]).any()
         assert (before[name]["out"]["kernel"] != after[name]["out"]["kernel"]).any()
         assert (before["net"]["hidden"]["kernel"] != after["net"]["hidden"]["kernel"]).any()
         for path, x in jax.tree_util.tree_leaves_with_path(old.opt_state.slots):

@@ -51,7 +51,7 @@ NEW = Weights({"a": jnp.array([2.0])}, {"m": jnp.array([5.0]), "n": jnp.array([2
 
 
 def test_a_schedule_takes_the_place_of_the_decay():
-    settings = train_settings(ema_decay=0.9, ema_schedule=EmaDecay(ema_decay=0.9))
+    settings = train_settings(ema_schedule=EmaDecay(ema_decay=0.9))
     first = averaged(settings, OLD, NEW, jnp.int32(0))
     np.testing.assert_allclose(first.params["a"], 0.1 * 1 + 0.9 * 2, rtol=1e-6)
 
@@ -61,6 +61,12 @@ def test_moving_statistics_are_averaged_if_asked_for():
     assert plain.extra == NEW.extra
     both = averaged(train_settings(ema_decay=0.5, ema_decay_moving_vars=True), OLD, NEW, jnp.int32(0))
     assert (float(both.extra["m"][0]), int(both.extra["n"][0])) == (4.0, 2)
+
+
+def test_the_averages_of_what_a_step_leaves_alone_rest():
+    settings = train_settings(ema_decay=0.5, ema_decay_moving_vars=True)
+    after = averaged(settings, OLD, NEW, jnp.int32(0), lambda path: path in ("a", "n"))
+    assert (float(after.params["a"][0]), float(after.extra["m"][0]), int(after.extra["n"][0])) == (1.0, 4.0, 2)
 
 
 def test_the_exchange_is_its_own_inverse():

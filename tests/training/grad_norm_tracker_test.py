@@ -21,7 +21,6 @@ def test_a_spike_is_dropped_once_the_averages_have_weight():
     norms[[5, 50]] = 1e6
     kept, state = follow(GradNormTracker(decay=0.9), norms)
     assert [i for i, keep in enumerate(kept) if not keep] == [50]
-    assert float(state.total_rejections) == 1
 
     mean = square = weight = 0.0
     for norm in norms:

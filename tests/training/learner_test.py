@@ -23,6 +23,7 @@ def test_a_bad_rate_is_refused(rate):
             {"clip_gradient_norm_to_value": 1.0, "clip_gradient_single_norm_to_value": 2.0},
             r"clip_gradient_norm_to_value and clip_gradient_single_norm_to_value exclude each other \(got 1.0, 2.0\)",
         ),
+        ({"loss_name": "num_rows"}, r"loss_name must be a mean, not a count \(got 'num_rows'\)"),
         ({"bprop_variable_filter": "("}, r"bprop_variable_filter must be a regular expression: .* \(got '\('\)"),
     ],
 )
@@ -51,6 +52,10 @@ def test_one_learner_or_several():
     [
         ({}, r"learner must be one, or at least one by name \(got none\)"),
         ({"a/b": Learner(learning_rate=1.0)}, "learner: 'a/b' is not a name of letters, digits and _"),
+        (
+            {"num_rows": Learner(learning_rate=1.0)},
+            r"learner.num_rows.loss_name, by default .* must be a mean, not a count \(got 'num_rows'\)",
+        ),
         ({"schedule": Learner(learning_rate=1.0)}, "learner: 'schedule' .* is that of a field"),
     ],
 )

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import toy
 
+from raylingvo.errors import RequestError
 from raylingvo.training.noise import with_noise
+from raylingvo.training.state import init_state
 
 PARAMS = {"lstm": {"kernel": jnp.zeros((100, 100)), "bias": jnp.zeros(100, jnp.bfloat16)}, "conv": jnp.zeros(1000)}
 KEY = jax.random.key(3)
@@ -34,7 +36,15 @@ def test_variables_are_chosen_by_path():
     values = noisy(vn_std=0.5, vn_variables="^lstm/k")
     assert (values["lstm"]["kernel"] != 0).all()
     toy.assert_bit_equal((values["lstm"]["bias"], values["conv"]), (PARAMS["lstm"]["bias"], PARAMS["conv"]))
-    toy.assert_bit_equal(noisy(vn_std=0.5, vn_variables="no such"), PARAMS)
+
+
+def test_a_pattern_of_no_weight_is_refused_if_there_is_noise():
+    batch = toy.batches(1)[0]
+    init_state(toy.experiment(vn_variables="no such"), batch)
+    with pytest.raises(
+        RequestError, match=r"^train.vn_variables: 'no such' matches no weight; there are hidden/bias, "
+    ):
+        init_state(toy.experiment(vn_std=0.5, vn_variables="no such"), batch)
 
 
 def test_it_depends_on_the_key_only():

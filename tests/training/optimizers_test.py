@@ -11,6 +11,7 @@ from raylingvo.errors import RequestError
 from raylingvo.training import optimizers
 from raylingvo.training.learner import Learner
 from raylingvo.training.optimizers import (
+    EGDD,
     Accumulator,
     AdaDelta,
     Adafactor,
@@ -128,6 +129,30 @@ def test_adagrad():
     np.testing.assert_allclose(run(Adagrad(initial_accumulator_value=0.5)), w, rtol=1e-5)
 
 
+@pytest.mark.parametrize("simple", [True, False], ids=["signs and directions", "products"])
+def test_egdd(simple):
+    optimizer = EGDD(
+        momentum=0.8,
+        beta=0.7,
+        gain_learning_rate=0.5,
+        scale_learning_rate=0.4,
+        max_scale=1.5,
+        use_signs=simple,
+        use_directions=simple,
+    )
+    w, m, mean, gain, scale = START.astype(np.float64), np.zeros(3), np.zeros(3), np.ones(3), 1.0
+    for t, g in enumerate(GRADS):
+        cosine = (g @ m) / (np.linalg.norm(g) * np.linalg.norm(m) + 1e-20)
+        scale = np.clip(scale * np.exp(0.4 * (cosine if simple else g @ m)), 0.1, 1.5)
+        agreement = np.sign(g * mean) if simple else g * mean / (1 - 0.7 ** max(t, 1))
+        gain = np.clip(gain * np.exp(0.5 * agreement), 0.01, 100)
+        m = 0.8 * m + 0.1 * gain * g
+        mean = 0.7 * mean + 0.3 * g
+        w = w - scale * m
+    assert scale != 1.0
+    np.testing.assert_allclose(run(optimizer), w, rtol=1e-5)
+
+
 MATRIX = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
 
 
@@ -226,6 +251,7 @@ EVERY = [
     Adagrad(),
     AdaDelta(),
     RMSProp(),
+    EGDD(),
     Adafactor(),
     Accumulator(optimizer=Adagrad()),
     AdaGraft(magnitude=Sgd(), direction=Adam()),
@@ -272,6 +298,7 @@ def test_slots_have_the_types_of_the_weights():
         (lambda: Adagrad(initial_accumulator_value=0.0), r"initial_accumulator_value must be > 0 \(got 0.0\)"),
         (lambda: AdaDelta(decay=1.0), r"decay must be in \[0, 1\) \(got 1.0\)"),
         (lambda: RMSProp(epsilon=0.0), r"epsilon must be > 0 \(got 0.0\)"),
+        (lambda: EGDD(initial_gain=200.0), r"initial_gain must be in .* \(got 200.0, \[0.01, 100.0\]\)"),
         (lambda: Adafactor(clipping_threshold=0.0), r"clipping_threshold must be > 0 \(got 0.0\)"),
         (lambda: Accumulator(optimizer=Sgd(), accum_steps=0), r"accum_steps must be >= 1 \(got 0\)"),
         (lambda: Part(optimizer=Sgd(), learning_rate=0.0), r"learning_rate must be > 0 \(got 0.0\)"),

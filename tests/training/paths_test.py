@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylingvo.training.paths import check_pattern, matches, merge, names, select
+from raylingvo.errors import RequestError
+from raylingvo.training.paths import check_found, check_pattern, matches, merge, names, select, with_values
 
 TREES = st.recursive(
     st.integers(), lambda inner: st.dictionaries(st.sampled_from(["a", "b", 0, 1]), inner, max_size=3), max_leaves=9
@@ -30,6 +31,20 @@ def test_merge_replaces_only_what_the_part_holds():
     tree = {"a": {"x": 1, "y": 2}, "b": 3}
     assert merge(tree, {"a": {"y": 9}}) == {"a": {"x": 1, "y": 9}, "b": 3}
     assert tree == {"a": {"x": 1, "y": 2}, "b": 3}
+
+
+def test_values_take_their_places():
+    tree = {"a": {0: 1, "y": 2}, "b": 3}
+    assert with_values(tree, {"a/0": 9, "b": 8, "c": 7}) == {"a": {0: 9, "y": 2}, "b": 8}
+
+
+def test_a_pattern_that_finds_nothing_is_told_with_some_paths():
+    paths = [f"layers/{i}/kernel" for i in range(9)]
+    check_found("key", None, paths)
+    check_found("key", "/8/", paths)
+    with pytest.raises(RequestError) as error:
+        check_found("key", "bias", paths)
+    assert str(error.value) == f"key: 'bias' matches no weight; there are {', '.join(paths[:5])}, .. (9 in all)"
 
 
 def test_no_pattern_matches_nothing():

@@ -36,7 +36,6 @@ from raylingvo.training.schedules import (
     Transformer,
     TransformerMLPerf,
     TransformerNoWarmUp,
-    dev_based,
 )
 
 
@@ -87,26 +86,6 @@ def test_the_plain_ramp_of_lingvo(lingvo_vectors):
     case, arrays = next(pair for pair in lingvo_vectors("g_schedules") if "g32" in pair[0]["id"])
     actual = values(LinearRampupExponentialDecay(**case["spec"]["params"]), arrays["steps"])
     np.testing.assert_allclose(actual, arrays["values"], rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.data
-def test_dev_based_of_lingvo(lingvo_vectors):
-    cases = [pair for pair in lingvo_vectors("g_schedules") if pair[0]["spec"]["class"] == "DevBasedSchedule"]
-    assert cases
-    for case, arrays in cases:
-        history = list(zip(arrays["history_steps"].tolist(), arrays["history_values"].tolist(), strict=True))
-        mode = "min" if case["minimize"] else "max"
-        states = [dev_based(history[: i + 1], mode=mode, **case["spec"]["params"]) for i in range(len(history))]
-        np.testing.assert_allclose([state.factor for state in states], arrays["values"], rtol=1e-5)
-        for name in ("ref_step", "best_step", "last_step"):
-            assert [getattr(state, name) for state in states] == arrays[name].tolist(), name
-
-
-def test_dev_based_of_no_history_or_a_growing_metric():
-    assert dev_based([]).factor == 1.0
-    improving = [(step, float(step)) for step in range(0, 100_000, 5000)]
-    assert dev_based(improving, mode="max").factor == 1.0
-    assert dev_based(improving, mode="min", min_factor=0.3) == (0.3, 20_000, 0, 95_000)
 
 
 def test_continuous_of_the_reference():

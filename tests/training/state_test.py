@@ -34,7 +34,12 @@ def test_it_starts_at_zero_with_a_total_for_every_metric():
     state = init_state(toy.experiment(), BATCH)
     assert (int(state.step), int(state.nonfinite_in_a_row)) == (0, 0)
     assert float(state.learning_rate) == np.float32(0.05)
-    assert set(state.totals) == {"loss", "num_rows", *update.metric_names(Learner(learning_rate=1.0)), *STEP_METRICS}
+    assert set(state.totals) == {
+        "loss",
+        "num_rows",
+        *update.metric_names(Learner(learning_rate=1.0), {}),
+        *STEP_METRICS,
+    }
     assert all(float(x) == 0 for x in jax.tree.leaves(state.totals))
 
 

@@ -1,6 +1,7 @@
 """How learners update weights: Lingvo's weights and metrics step by step, and the parts one by one."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from raylingvo.models.task import Task
 from raylingvo.training import update
 from raylingvo.training.grad_norm_tracker import GradNormTracker
 from raylingvo.training.learner import Learner
-from raylingvo.training.optimizers import Adam, Sgd
+from raylingvo.training.optimizers import AdaGraft, Adam, Composite, Part, Sgd
 from raylingvo.training.schedules import Cosine
 from raylingvo.training.state import Weights, init_state
 from raylingvo.training.step import make_train_step
@@ -41,7 +42,7 @@ class Linear(Task):
     def loss(self, model, batch, rng):
         parts = {name: (getattr(model, name)[...] * batch[name]).sum() for name in SHAPES}
         loss = sum(parts.values())
-        return loss, {"loss": (loss, 1.0), "double": (2 * loss, 1.0), "w_only": (parts["w"], 1.0)}
+        return loss, {"loss": (loss, 1.0), "double": (2 * loss, 1.0), "w_only": (parts["w"], 1.0), "steps": (1, 1.0)}
 
     def eval_metrics(self, model, batch):
         raise NotImplementedError
@@ -106,8 +107,9 @@ def updated(learner, grads=GRADS, *, finite=True, rate=1.0, state=None):
     """(what was subtracted from PARAMS, state, scale, metrics)."""
     gradients = update.regularize(learner, grads, PARAMS)
     state = update.init(learner, PARAMS) if state is None else state
-    params, state, scale = update.apply(learner, gradients, jnp.array(finite), state, PARAMS, jnp.float32(rate))
-    return jax.tree.map(lambda p, q: p - q, PARAMS, params), state, float(scale), gradients.metrics
+    made = update.apply(learner, gradients, jnp.array(finite), state, PARAMS, jnp.float32(rate))
+    assert bool(made.dropped) == (finite and float(made.scale) == 0)
+    return jax.tree.map(lambda p, q: p - q, PARAMS, made.params), made.state, float(made.scale), gradients.metrics
 
 
 def sgd(**settings):
@@ -175,8 +177,8 @@ def test_without_scaling_gradients_are_as_they_are():
     assert scale == 1
 
 
-def steps_of(learner, num_steps=2):
-    experiment = toy.experiment(task=Linear(), learner=learner)
+def steps_of(learner, num_steps=2, task=Linear()):
+    experiment = toy.experiment(task=task, learner=learner)
     rng = np.random.default_rng(0)
     batches = [{v: rng.normal(size=shape).astype(np.float32) for v, shape in SHAPES.items()} for _ in range(num_steps)]
     state, step = init_state(experiment, batches[0]), jax.jit(make_train_step(experiment))
@@ -195,6 +197,43 @@ def test_a_learner_of_some_variables_leaves_the_others():
     assert jax.tree.leaves(states[-1].opt_state) == []
     norm = to_means(jax.device_get(states[-1].totals))["grad_norm/all"]
     assert norm == pytest.approx(np.linalg.norm(batches[0]["w"]), rel=1e-5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adjusted(Linear):
+    """Wants the gradients of `w` ten times and none of `b`."""
+
+    def adjust_gradients(self, grads, batch):
+        assert grads.keys() == SHAPES.keys()
+        return {**grads, "w": 10 * grads["w"], "b": 0 * grads["b"]}
+
+
+def test_a_task_adjusts_gradients_after_the_norm_is_taken_and_before_they_are_clipped():
+    learner = sgd(clip_gradient_norm_to_value=1.0, report_variable_norms=True)
+    states, (batch,) = steps_of(learner, 1, task=Adjusted())
+    before, after = (state.weights.params for state in states)
+    norm = np.sqrt(sum(np.square(x).sum() for x in batch.values()))
+    np.testing.assert_allclose(before["w"] - after["w"], 0.1 * 10 * batch["w"] / norm, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(before["k"] - after["k"], 0.1 * batch["k"] / norm, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(before["b"], after["b"])
+    metrics = to_means(jax.device_get(states[-1].totals))
+    assert metrics["grad_norm/all"] == pytest.approx(norm, rel=1e-5)
+    assert metrics["grad_norm/w"] == pytest.approx(np.linalg.norm(batch["w"]), rel=1e-5)
+    assert metrics["var_norm/k"] == pytest.approx(np.sqrt(60), rel=1e-5)
+
+
+def test_gradients_must_be_adjusted_to_the_same_shapes():
+    gradients = update.regularize(sgd(), GRADS, PARAMS)
+    assert update.adjust(gradients, lambda grads: grads) is gradients
+    with pytest.raises(ValueError, match="adjust_gradients must return gradients of the same names and shapes"):
+        update.adjust(gradients, lambda grads: {"a": grads["a"]})
+
+
+def test_updates_that_are_dropped_for_their_norm_are_counted():
+    states, _ = steps_of(sgd(grad_norm_to_clip_to_zero=8.5), 3)
+    moved = [(a.weights.params["w"] != b.weights.params["w"]).any() for a, b in itertools.pairwise(states)]
+    dropped = to_means(jax.device_get(states[-1].totals))["num_dropped_updates"]
+    assert 0 < dropped == 3 - sum(map(bool, moved)) < 3
 
 
 def test_several_learners_for_several_losses():
@@ -230,16 +269,35 @@ def test_no_learner_updates_if_one_is_not_finite():
     toy.assert_bit_equal(after.weights, state.weights)
 
 
+PARTS = {"^w": Part(optimizer=Sgd()), "emb": Part(optimizer=Sgd())}
+GRAFTED = AdaGraft(magnitude=Composite(parts=PARTS, default=Part(optimizer=Sgd())), direction=Sgd())
+HAS = "has no metric 'x'; it has double, loss, steps, w_only"
+
+
 @pytest.mark.parametrize(
     ("learner", "message"),
     [
-        (sgd(bprop_variable_filter="z"), r"learner: bprop_variable_filter and .* leave no variable to train$"),
+        (sgd(bprop_variable_filter="z"), r"learner.bprop_variable_filter: 'z' matches no weight; there are b, k, w$"),
+        (sgd(bprop_variable_exclusion="z"), "learner.bprop_variable_exclusion: 'z' matches no weight; there are b, k"),
+        (
+            sgd(bprop_variable_exclusion="."),
+            r"learner: bprop_variable_filter and .* leave no variable to train; there are b, k, w$",
+        ),
+        (
+            sgd(l1_regularizer_weight=0.1, skip_lp_regularization="bias"),
+            "learner.skip_lp_regularization: 'bias' matches no weight",
+        ),
+        (
+            {"x": Learner(learning_rate=1.0, loss_name="loss", optimizer=GRAFTED)},
+            "learner.x.optimizer.parts: 'emb' matches no weight; there are b, k, w",
+        ),
+        (sgd(loss_name="steps"), "learner.loss_name: the metric 'steps' of Linear has no gradient: it is int32"),
         (
             {"a": sgd(), "b": sgd()},
             "learner.b and learner.a both train [wbk]; tell them apart by bprop_variable_f",
         ),
-        (sgd(loss_name="x"), "learner.loss_name: the loss of Linear has no metric 'x'; it has double, loss, w_only"),
-        ({"x": sgd()}, "learner.x.loss_name: the loss of Linear has no metric 'x'; it has double, loss, w_only"),
+        (sgd(loss_name="x"), f"learner.loss_name: the loss of Linear {HAS}"),
+        ({"x": sgd()}, f"learner.x.loss_name: the loss of Linear {HAS}"),
     ],
 )
 def test_learners_that_do_not_fit_the_task_are_refused(learner, message):

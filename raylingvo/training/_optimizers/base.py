@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,6 +15,10 @@ import optax
 class Optimizer(abc.ABC):
     """Turns gradients into decrements of the weights."""
 
+    def inner(self) -> tuple[Optimizer, ...]:
+        """The optimizers that it is made of, if any."""
+        return ()
+
     @abc.abstractmethod
     def build(self) -> optax.GradientTransformationExtraArgs:
         """An optax transformation that takes the rate and leaves out the sign.
@@ -22,6 +27,13 @@ class Optimizer(abc.ABC):
         Some optimizers keep decrements in their slots, so the rate is theirs to apply. Without a rate it is 1.
         `params` are nested dicts, here and in `init(params)`.
         """
+
+
+def every(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """The optimizer, and all that it is made of."""
+    yield optimizer
+    for one in optimizer.inner():
+        yield from every(one)
 
 
 def at_rate(direction: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

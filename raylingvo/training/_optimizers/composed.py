@@ -12,17 +12,18 @@ import optax
 
 from raylingvo.config import FrozenDict
 from raylingvo.errors import RequestError
-from raylingvo.training._optimizers.base import Optimizer, check_positive
+from raylingvo.training._optimizers.base import Optimizer, check_positive, every
 from raylingvo.training.paths import check_pattern, matches, merge, names, select
 
 
 def accumulates(optimizer: Optimizer) -> bool:
     """Whether there is an Accumulator in it."""
-    if isinstance(optimizer, Accumulator):
-        return True
-    if isinstance(optimizer, Composite):
-        return any(accumulates(part.optimizer) for part in (*optimizer.parts.values(), optimizer.default))
-    return isinstance(optimizer, AdaGraft) and (accumulates(optimizer.magnitude) or accumulates(optimizer.direction))
+    return any(isinstance(one, Accumulator) for one in every(optimizer))
+
+
+def patterns(optimizer: Optimizer) -> list[str]:
+    """The regular expressions by which it tells variables apart."""
+    return [pattern for one in every(optimizer) if isinstance(one, Composite) for pattern in one.parts]
 
 
 class AccumulatorState(NamedTuple):
@@ -47,6 +48,9 @@ class Accumulator(Optimizer):
     def __post_init__(self) -> None:
         if self.accum_steps < 1:
             raise ValueError(f"accum_steps must be >= 1 (got {self.accum_steps})")
+
+    def inner(self) -> tuple[Optimizer, ...]:
+        return (self.optimizer,)
 
     def build(self) -> optax.GradientTransformationExtraArgs:
         inner = self.optimizer.build()
@@ -92,8 +96,9 @@ class Part:
 class Composite(Optimizer):
     """parts: regular expression -> the optimizer of the variables in whose path it is found; `default`: of the others.
 
-    A variable that two of them match is a RequestError. Lingvo: CompositeOptimizer, whose parts have rates of their own
-    always, and whose expressions match from the beginning of a name.
+    A variable that two of them match is a RequestError, and so is an expression that matches no weight of the model.
+    Lingvo: CompositeOptimizer, whose parts have rates of their own always, and whose expressions match from the
+    beginning of a name.
     """
 
     parts: Mapping[str, Part]
@@ -103,6 +108,9 @@ class Composite(Optimizer):
         object.__setattr__(self, "parts", FrozenDict(self.parts))
         for pattern in self.parts:
             check_pattern("parts", pattern)
+
+    def inner(self) -> tuple[Optimizer, ...]:
+        return tuple(part.optimizer for part in (*self.parts.values(), self.default))
 
     def build(self) -> optax.GradientTransformationExtraArgs:
         parts = [*self.parts.values(), self.default]
@@ -152,6 +160,9 @@ class AdaGraft(Optimizer):
 
     def __post_init__(self) -> None:
         check_positive(self, "direction_rate")
+
+    def inner(self) -> tuple[Optimizer, ...]:
+        return self.magnitude, self.direction
 
     def build(self) -> optax.GradientTransformationExtraArgs:
         magnitude, direction = self.magnitude.build(), self.direction.build()

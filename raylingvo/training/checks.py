@@ -1,0 +1,58 @@
+"""What is wrong with an experiment and can be known from its model and a batch, before anything is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+
+from raylingvo.errors import RequestError
+from raylingvo.training import update
+from raylingvo.training.learner import TASK_LOSS
+from raylingvo.training.optimizers import accumulates, patterns
+from raylingvo.training.paths import check_found, names
+
+if TYPE_CHECKING:
+    from raylingvo.experiment import Experiment
+
+
+def check_variables(experiment: Experiment, params: Mapping[str, Any]) -> None:
+    """Raises RequestError if learners share or lack variables, or a regular expression matches no weight.
+
+    params: nested dicts of all weights. An expression of a learner must match a weight of the model, which need not be
+    the learner's. Expressions that nothing uses, such as `vn_variables` without noise, are not looked at.
+    """
+    paths = [path for path, _ in names(params)]
+    if experiment.train.vn_std:
+        check_found("train.vn_variables", experiment.train.vn_variables, paths)
+    for name, learner in experiment.learners.items():
+        check_found(update.key(name, "bprop_variable_filter"), learner.bprop_variable_filter, paths)
+        check_found(update.key(name, "bprop_variable_exclusion"), learner.bprop_variable_exclusion, paths)
+        if learner.l1_regularizer_weight is not None or learner.l2_regularizer_weight is not None:
+            check_found(update.key(name, "skip_lp_regularization"), learner.skip_lp_regularization, paths)
+        for pattern in patterns(learner.optimizer):
+            check_found(update.key(name, "optimizer.parts"), pattern, paths)
+    update.partition(experiment.learners, params)
+
+
+def check_batch(experiment: Experiment, batch: Any, metrics: Mapping[str, Any], paths: Sequence[str]) -> None:
+    """Raises RequestError if a learner cannot work with such a batch.
+
+    metrics: the shapes of what `Task.loss` returns for it; paths: of all weights.
+    """
+    task = type(experiment.task).__name__
+    for name, of in experiment.loss_names.items():
+        if of == TASK_LOSS:
+            continue
+        key = update.key(name, "loss_name")
+        if of not in metrics:
+            raise RequestError(f"{key}: the loss of {task} has no metric {of!r}; it has {', '.join(metrics)}")
+        value = metrics[of][0]
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise RequestError(f"{key}: the metric {of!r} of {task} has no gradient: it is {value.dtype}")
+    rests = not all(experiment.task.trains(path, batch) for path in paths)
+    for name, learner in experiment.learners.items():
+        if rests and accumulates(learner.optimizer):
+            key = update.key(name, "optimizer")
+            raise RequestError(f"{key}: an Accumulator counts steps that change all variables; this task's do not")
