@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
+from raylingvo.data.mixing import MixWithinBatches
 from raylingvo.errors import RequestError
 from raylingvo.training import update
 from raylingvo.training.learner import TASK_LOSS
@@ -31,6 +32,8 @@ def check_variables(experiment: Experiment, params: Mapping[str, Any]) -> None:
         check_found(update.key(name, "bprop_variable_exclusion"), learner.bprop_variable_exclusion, paths)
         if learner.l1_regularizer_weight is not None or learner.l2_regularizer_weight is not None:
             check_found(update.key(name, "skip_lp_regularization"), learner.skip_lp_regularization, paths)
+        for pattern in learner.bprop_variable_filters:
+            check_found(update.key(name, "bprop_variable_filters"), pattern, paths)
         for pattern in patterns(learner.optimizer):
             check_found(update.key(name, "optimizer.parts"), pattern, paths)
     update.partition(experiment.learners, params)
@@ -51,6 +54,15 @@ def check_batch(experiment: Experiment, batch: Any, metrics: Mapping[str, Any], 
         value = metrics[of][0]
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise RequestError(f"{key}: the metric {of!r} of {task} has no gradient: it is {value.dtype}")
+    data = experiment.datasets[experiment.train.dataset]
+    for name, learner in experiment.learners.items():
+        if filters := learner.bprop_variable_filters:
+            sources = () if isinstance(data, MixWithinBatches) else getattr(data, "datasets", ())
+            if "source_id" not in batch or len(sources) != len(filters):
+                raise RequestError(
+                    f"{update.key(name, 'bprop_variable_filters')} must be one for each dataset of a mixture batch by "
+                    f"batch (got {len(filters)}; train.dataset is {type(data).__name__} of {len(sources)} such ones)"
+                )
     rests = not all(experiment.task.trains(path, batch) for path in paths)
     for name, learner in experiment.learners.items():
         if rests and accumulates(learner.optimizer):

@@ -17,8 +17,9 @@ from raylingvo.training.schedules import Constant, Schedule
 class Learner:
     """One update rule, for the variables it trains.
 
-    In this order (training/update.py): gradients of the loss; L2, then L1; the norm; `Task.adjust_gradients`; clipping,
-    and whether the update is dropped; the optimizer, at learning_rate x schedule(step). An update whose loss or
+    In this order (training/update.py): gradients of the loss; L2, then L1; what the batch's dataset does not train
+    becomes 0; the norm; `Task.adjust_gradients`; clipping, and whether the update is dropped; the optimizer, at
+    learning_rate x schedule(step). An update whose loss or
     gradients are not finite is always dropped. Regular expressions are searched for in paths such as "layers/0/kernel";
     one that matches no weight of the model is an error when a run starts. Lingvo: core/learner.py, whose default
     schedule is Continuous.
@@ -27,13 +28,14 @@ class Learner:
     learning_rate: float
     schedule: Schedule = Constant()
     optimizer: Optimizer = Adam()
-    # The global L2 norm, or that of each variable by itself, is at most this; 0: off.
+    # The global L2 norm, or that of each variable by itself, is at most this; 0: off. (With the latter, Lingvo drops no
+    # updates for their norm, whatever is set below.)
     clip_gradient_norm_to_value: float = 0.0
     clip_gradient_single_norm_to_value: float = 0.0
     # Drop updates of a global norm at or above this; 0: off.
     grad_norm_to_clip_to_zero: float = 0.0
     grad_norm_tracker: GradNormTracker | None = None
-    # False: the optimizer sees the gradients as they are; nothing is clipped or dropped but what is not finite.
+    # False: the optimizer sees the gradients as they are; nothing is adjusted, clipped, or dropped for its norm.
     scale_gradients: bool = True
     # A dropped update leaves weights and slots as they were ("skip"), or the optimizer gets gradients of 0 and moves on
     # by what it remembers ("zero", as in Lingvo).
@@ -46,6 +48,9 @@ class Learner:
     # Which variables it trains: those that match the filter (None: all) and not the exclusion.
     bprop_variable_filter: str | None = None
     bprop_variable_exclusion: str | None = None
+    # For a mixture of datasets batch by batch: an expression for each of them. A batch gives gradients to the variables
+    # that its dataset's matches (the empty one: all); those of others are 0. Lingvo: of the input, the same name.
+    bprop_variable_filters: tuple[str, ...] = ()
     # Report the norms of each variable and its gradient as well: grad_norm/PATH and var_norm/PATH.
     report_variable_norms: bool = False
     # The metric of `Task.loss` to minimise. None: the loss itself; for one of several learners, the metric of its name.
@@ -73,6 +78,8 @@ class Learner:
             _check_loss("loss_name", self.loss_name)
         for field in ("skip_lp_regularization", "bprop_variable_filter", "bprop_variable_exclusion"):
             check_pattern(field, getattr(self, field))
+        for pattern in self.bprop_variable_filters:
+            check_pattern("bprop_variable_filters", pattern)
 
     @property
     def drops_updates(self) -> bool:

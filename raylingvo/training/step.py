@@ -47,17 +47,19 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple
             losses = {name: loss if name == TASK_LOSS else metrics[name][0] for name in loss_names.values()}
             return losses, (metrics, Model.split(module).extra)
 
+        source = batch["source_id"][0] if "source_id" in batch else None
         # Each loss has gradients of its own; the forward pass is the same.
         losses, pull_back, (metrics, extra) = jax.vjp(losses_fn, parts, has_aux=True)
         zeros = jax.tree.map(jnp.zeros_like, losses)
         grads = {name: pull_back(zeros | {name: jnp.ones_like(loss)})[0] for name, loss in losses.items()}
         gradients = {
-            name: update.regularize(learner, grads[loss_names[name]][name], parts[name], idle)
+            name: update.regularize(learner, grads[loss_names[name]][name], parts[name], idle, source)
             for name, learner in learners.items()
         }
         checked = [*losses.values(), *(part.norm for part in gradients.values())]
         for name, found in gradients.items():
-            gradients[name] = update.adjust(found, lambda grads: task.adjust_gradients(grads, batch))
+            if learners[name].scale_gradients:
+                gradients[name] = update.adjust(found, lambda grads: task.adjust_gradients(grads, batch))
             checked += [optax.tree.norm(gradients[name].grads)] if gradients[name] is not found else []
         finite = jnp.isfinite(checked[0])
         for value in checked[1:]:

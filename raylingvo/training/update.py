@@ -85,10 +85,13 @@ def partition(learners: Mapping[str, Learner], params: Any) -> dict[str, Any]:
     return parts
 
 
-def regularize(learner: Learner, grads: Any, params: Any, idle: Collection[str] = ()) -> Gradients:
-    """Adds the gradients of L2 and L1, and takes the norm. Metrics: l2_loss and l1_loss, if used, and norms.
+def regularize(
+    learner: Learner, grads: Any, params: Any, idle: Collection[str] = (), source: jax.Array | None = None
+) -> Gradients:
+    """Adds the gradients of L2 and L1, masks by dataset, and takes the norm.
 
-    idle: variables that the step leaves alone.
+    Metrics: l2_loss and l1_loss, if used, and norms. idle: variables that the step leaves alone. source: i32[], of
+    which dataset of a mixture the batch is; for `bprop_variable_filters` only.
     """
     metrics = {}
     for field, loss_of, gradient_of in (
@@ -105,6 +108,10 @@ def regularize(learner: Learner, grads: Any, params: Any, idle: Collection[str] 
         losses = [loss_of(p.astype(jnp.float32)) for p in jax.tree.leaves(chosen)]
         metrics[f"{field}_loss"] = weight * sum(losses, jnp.zeros((), jnp.float32))
         grads = merge(grads, jax.tree.map(lambda g, p, w=weight, of=gradient_of: g + w * of(p), part, chosen))
+    if learner.bprop_variable_filters:
+        filters = [matches(pattern) for pattern in learner.bprop_variable_filters]
+        masks = {path: jnp.array([found(path) for found in filters])[source] for path, _ in names(grads)}
+        grads = with_values(grads, {path: jnp.where(masks[path], g, jnp.zeros_like(g)) for path, g in names(grads)})
     norm = optax.tree.norm(grads)
     metrics |= {"grad_norm/all": norm, "var_norm/all": optax.tree.norm(params)}
     if learner.report_variable_norms:

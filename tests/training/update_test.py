@@ -1,15 +1,18 @@
 """How learners update weights: Lingvo's weights and metrics step by step, and the parts one by one."""
 
+import contextlib
 import dataclasses
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toy
 from flax import nnx
 
+from raylingvo.data.mixing import MixBatches, MixWithinBatches
 from raylingvo.errors import RequestError
 from raylingvo.metrics.means import to_means, zeros_like_metrics
 from raylingvo.models.task import Task
@@ -220,6 +223,37 @@ def test_a_task_adjusts_gradients_after_the_norm_is_taken_and_before_they_are_cl
     assert metrics["grad_norm/all"] == pytest.approx(norm, rel=1e-5)
     assert metrics["grad_norm/w"] == pytest.approx(np.linalg.norm(batch["w"]), rel=1e-5)
     assert metrics["var_norm/k"] == pytest.approx(np.sqrt(60), rel=1e-5)
+
+
+def test_a_batch_trains_what_its_dataset_may():
+    learner = sgd(bprop_variable_filters=("^a$", ""), l2_regularizer_weight=0.5)
+    with_l2 = jax.tree.map(lambda g, p: g + 0.5 * p, GRADS, PARAMS)
+    for source, expected in enumerate(({**with_l2, "b": {"bias": jnp.zeros((1, 1))}}, with_l2)):
+        gradients = update.regularize(learner, GRADS, PARAMS, source=jnp.int32(source))
+        assert_close(gradients.grads, expected)
+        assert float(gradients.norm) == pytest.approx(float(optax.tree.norm(expected)))
+
+
+@pytest.mark.parametrize(
+    ("mixture", "filters", "message"),
+    [
+        (MixBatches, ("hidden", "out"), None),
+        (MixBatches, ("hidden",), r"must be one for each dataset .* \(got 1; train.dataset is MixBatches of 2 such"),
+        (MixBatches, ("hidden", "x"), r"'x' matches no weight"),
+        (MixWithinBatches, ("hidden", "out"), "train.dataset is MixWithinBatches of 0 such"),
+    ],
+)
+def test_filters_are_one_for_each_dataset_of_a_mixture(mixture, filters, message):
+    data = mixture(datasets=(toy.Numbers(), toy.Numbers(size=20)), weights=(1, 1))
+    experiment = toy.experiment(data=data, learner=sgd(bprop_variable_filters=filters))
+    refused = pytest.raises(RequestError, match=f"learner.bprop_variable_filters.*{message}")
+    batch = data.train_batches(8, 0)[0]
+    with refused if message else contextlib.nullcontext():
+        state = init_state(experiment, batch)
+        after = jax.jit(make_train_step(experiment))(state, batch)[0].weights.params
+        before, untrained = state.weights.params, ("out", "hidden")[batch["source_id"][0]]
+        moved = {part for part in before if (before[part]["kernel"] != after[part]["kernel"]).any()}
+        assert moved == {"hidden", "out"} - {untrained}
 
 
 def test_gradients_must_be_adjusted_to_the_same_shapes():
