@@ -14,7 +14,7 @@ from raylingvo.errors import RequestError
 from raylingvo.models.layers.attention import AttentionConfig
 from raylingvo.models.layers.feed_forward import FeedForwardConfig
 from raylingvo.models.layers.moe import MoeConfig
-from raylingvo.models.layers.positions import Rotary
+from raylingvo.models.layers.positions import Rotary, sinusoid
 from raylingvo.models.layers.relative_bias import RelativeBiasConfig
 from raylingvo.models.layers.residual import ResidualConfig
 from raylingvo.models.layers.transformer import TransformerConfig
@@ -146,6 +146,37 @@ def test_step_by_step_is_as_at_once(positions):
         found, cache = extend(padded[:, index : index + 1], cache, jnp.int32(index), row[:, index : index + 1])
         steps.append(found)
     np.testing.assert_allclose(jnp.concatenate(steps, axis=1), at_once, atol=1e-5)
+
+
+def with_weights_of(config, other, **more):
+    """The network of `config` with the weights of another, and `more` by name."""
+    net = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
+    weights = {"embedding": nnx.state(other.embedding), "stack": nnx.state(other.stack), **more}
+    nnx.update(net, weights)
+    return net
+
+
+def test_sinusoids_are_positions_that_are_not_learned():
+    """Packed rows too: the second sentence begins anew."""
+    learned = module("learned")
+    fixed = with_weights_of(
+        dataclasses.replace(model("learned"), learned_positions=0, sinusoid_positions=True), learned
+    )
+    learned = nnx.clone(learned)
+    learned.positions.table[...] = sinusoid(jnp.arange(64), 16)
+    place = np.tile(np.r_[:7, :5].astype(np.int32), (2, 1))
+    packed = {"ids": IDS, "segment_ids": np.tile(np.r_[[1] * 7, [2] * 5], (2, 1)), "segment_pos": place}
+    for batch in ({"ids": IDS}, packed):
+        np.testing.assert_allclose(logits(fixed, **batch), logits(learned, **batch), atol=1e-5)
+    with pytest.raises(ValueError, match=r"learned_positions must be 0 with sinusoid_positions \(got 64\)"):
+        dataclasses.replace(model("learned"), sinusoid_positions=True)
+
+
+def test_an_untied_softmax_has_its_own_kernel_and_bias():
+    tied, bias = module(), np.linspace(-1, 1, V, dtype=np.float32)
+    own = {"softmax": {"kernel": tied.embedding.table[...] / 4, "bias": bias}}  # 4, the root of 16 features
+    untied = with_weights_of(model(tied_softmax=False), tied, **own)
+    np.testing.assert_allclose(logits(untied, ids=IDS), np.asarray(logits(tied, ids=IDS)) + bias, atol=1e-5)
 
 
 def test_rows_longer_than_the_learned_positions_are_refused():
