@@ -99,6 +99,14 @@ class Logdir:
         self.info.update(fields)
         write_atomically(self.path / "run.json", json.dumps(self.info, indent=2) + "\n")
 
+    def forget(self) -> None:
+        """Takes back what `begin` wrote, if nothing else has come of the run: the next request may be a right one."""
+        written = [self.path / name for name in ("run.json", "config.yaml", "control/params.txt")]
+        found = {path for path in self.path.rglob("*") if path.is_file()}
+        if found <= {*written, self.path / ".lock"}:
+            for path in written:
+                path.unlink(missing_ok=True)
+
     def close(self) -> None:
         self._held.close()
 
@@ -109,7 +117,7 @@ class Logdir:
                     f"--logdir {path} belongs to a run of another experiment; use another logdir, or undo:\n"
                     + "\n".join(f"  {line}" for line in differences)
                 )
-        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
+        elif any(path.is_file() and path.name != ".lock" for path in self.path.rglob("*")):
             raise RequestError(f"--logdir {path} is not empty and has no config.yaml: it is not the logdir of a run")
 
 

@@ -76,6 +76,8 @@ def run(
             except BaseException as error:
                 status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
                 home.update(status=status, ended=time.time(), stop_reason=f"{type(error).__name__}: {error}")
+                if isinstance(error, RequestError):
+                    home.forget()
                 raise
             # On disk before Ray is shut down, which takes a second or more.
             result = _result(experiment, home, supervisor, ending, reason, started)

@@ -133,3 +133,14 @@ def test_the_source_of_a_warm_start_is_found_once(tmp_path, monkeypatch):
         pytest.raises(RequestError, match=r"^train.warm_start.logdir: no checkpoint in .*runs/source"),
     ):
         logdir.experiment_for_roles()
+
+
+def test_a_run_that_came_to_nothing_leaves_room_for_another(home):
+    another = toy.experiment(max_steps=13)
+    with contextlib.closing(Logdir(home, EXPERIMENT)) as logdir:
+        logdir.forget()
+    with contextlib.closing(Logdir(home, another)) as logdir:
+        logdir.begin(["raylingvo"])
+        (home / "control" / "model_analysis.txt").touch()  # as after its first step
+        logdir.forget()
+    assert read_experiment(home) == another

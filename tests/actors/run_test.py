@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import copy_task
 import gates
@@ -332,3 +333,13 @@ def test_a_request_for_more_than_the_machine_has_is_refused(tmp_path: Path) -> N
     greedy = override(toy.experiment(), {"resources.trainer.num_gpus": 3.0})
     with pytest.raises(RequestError, match="3 GPU, this machine has 0"):
         Running(greedy, tmp_path).result()
+
+
+def test_a_request_that_a_role_finds_wrong_leaves_room_for_a_right_one(tmp_path: Path) -> None:
+    from raylingvo.actors import run as run_module
+
+    with mock.patch.object(run_module, "Supervisor") as supervisor:
+        supervisor.return_value.wait.side_effect = RequestError("learner.loss_name: ..")
+        for seed in (0, 1):
+            with pytest.raises(RequestError, match="loss_name"):
+                run_module.run(toy.experiment(seed=seed), tmp_path)
