@@ -1,4 +1,4 @@
-"""Ops: packing, search, geometry for 3-D detection, convolution.
+"""Ops: packing, search, geometry for 3-D detection, convolution, products.
 
 Packing is for the host and needs no JAX. The others are imported when they are first asked for: who only reads data
 does not wait for JAX.
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from raylingvo.ops.geometry import pairwise_iou3d as pairwise_iou3d
     from raylingvo.ops.geometry import points_to_grid as points_to_grid
     from raylingvo.ops.geometry import sample_points as sample_points
+    from raylingvo.ops.product import einsum as einsum
     from raylingvo.ops.search import BeamSearchResult as BeamSearchResult
     from raylingvo.ops.search import BeamSearchState as BeamSearchState
     from raylingvo.ops.search import BiasState as BiasState
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from raylingvo.ops.search import top_k_from_beam_search_outs as top_k_from_beam_search_outs
     from raylingvo.ops.search import top_k_hyps as top_k_hyps
 
-_FAMILIES = ("conv", "geometry", "search")
+_FAMILIES = ("conv", "geometry", "product", "search")
 
 
 def __getattr__(name: str) -> Any:

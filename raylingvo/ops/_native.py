@@ -17,7 +17,7 @@ from jax.core import Tracer
 Implementation = Literal["auto", "xla", "cpp"]
 
 # That of api_version.cc: another number when the arguments of a handler change.
-_INTERFACE = 2
+_INTERFACE = 3
 _HANDLERS = (
     "RaylingvoAveragePrecision3D",
     "RaylingvoBeamSearchStep",
@@ -27,6 +27,7 @@ _HANDLERS = (
     "RaylingvoConv2dReluPool",
     "RaylingvoConv2dReluPoolInputGrad",
     "RaylingvoConv2dReluPoolKernelGrad",
+    "RaylingvoEinsum",
     "RaylingvoNonMaxSuppression3D",
     "RaylingvoPairwiseIou3D",
     "RaylingvoPointsToGrid",
@@ -55,7 +56,7 @@ def dispatch(
     if implementation != "auto":
         raise ValueError(f"implementation must be 'auto', 'xla' or 'cpp' (got {implementation!r})")
     if why := why_unavailable():
-        _say_once(why)
+        say_once(why)
         return xla(*args)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
         # Inside jit: for which device is known when it is compiled.
@@ -126,7 +127,8 @@ def _register(target: str) -> None:
 
 
 @functools.cache
-def _say_once(why: str) -> None:
+def say_once(why: str) -> None:
+    """Warns that the C++ ops are off, the first time."""
     _LOG.warning("%s; pure JAX computes instead", why)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from raylingvo.models.layers.lstm import Frame, LSTMConfig, LSTMState, lstm_step
+from raylingvo.ops.product import einsum
 
 # T frames, B sequences.
 
@@ -62,7 +63,7 @@ def _backward(loop: Loop, residuals: Any, grads: Any) -> Any:
     pullback, inputs = residuals
     vectors, addends, state = pullback(grads)
     # What is added to a product has the gradient of the product.
-    matrices = {name: jnp.einsum("tbi,tbo->io", x, addends[name]) for name, x in inputs.items()}
+    matrices = {name: einsum("tbi,tbo->io", x, addends[name]) for name, x in inputs.items()}
     return matrices, vectors, addends["recurrent"], state, None
 
 
@@ -74,13 +75,16 @@ def _scan(
 ) -> tuple[jax.Array, dict[str, jax.Array], LSTMState]:
     """Outputs, what each matrix was multiplied with in each frame (if these are kept), and the last state."""
 
+    # Once for all frames: products read a matrix faster in rows.
+    transposed = {name: matrix.T for name, matrix in matrices.items()}
+
     def step(state: LSTMState, frame: tuple[Any, Frame]) -> Any:
         added, frame_info = frame
         inputs = {}
 
         def dot(name: str, x: jax.Array, addend: jax.Array) -> jax.Array:
             inputs[name] = x
-            return x @ matrices[name] + added.get(name, addend)
+            return _product(x, matrices[name], transposed[name]) + added.get(name, addend)
 
         state = lstm_step(loop.config, dot, vectors, state, added["recurrent"], frame_info)
         return state, (state.m, inputs if keep else {})
@@ -89,3 +93,21 @@ def _scan(
         step = jax.checkpoint(step, prevent_cse=False)  # the loop is a barrier already
     state, (outputs, inputs) = jax.lax.scan(step, state, (addends, frames), reverse=loop.reverse)
     return outputs, inputs, state
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, matrix: jax.Array, transposed: jax.Array) -> jax.Array:
+    """x @ matrix, [B, I] -> [B, O]. The gradient is that of x alone."""
+    del transposed
+    return einsum("bi,io->bo", x, matrix)
+
+
+def _product_forward(x: jax.Array, matrix: jax.Array, transposed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _product(x, matrix, transposed), transposed
+
+
+def _product_backward(transposed: jax.Array, grad: jax.Array) -> tuple[jax.Array, None, None]:
+    return einsum("bo,oi->bi", grad, transposed), None, None
+
+
+_product.defvjp(_product_forward, _product_backward)

@@ -16,6 +16,7 @@ from raylingvo.models.layers.source_attention import (
     probabilities,
 )
 from raylingvo.models.layers.variables import param
+from raylingvo.ops.product import einsum
 
 # B sources of S positions with D features, C context features, H hidden features; Q = R * B queries (source_attention).
 
@@ -53,7 +54,7 @@ class AdditiveAttention(nnx.Module):
         segment_ids_BxS: jax.Array | None = None,
     ) -> Source:
         """The source for all calls. paddings: 1.0 = padded. segment_ids: of packed sources."""
-        keys_BxSxH = source_BxSxD.astype(self.dtype) @ self.source_kernel[...].astype(self.dtype)
+        keys_BxSxH = einsum("bsd,dh->bsh", source_BxSxD.astype(self.dtype), self.source_kernel[...].astype(self.dtype))
         return prepare(keys_BxSxH, contexts_BxSxC.astype(self.dtype), paddings_BxS, segment_ids_BxS)
 
     def __call__(
@@ -70,7 +71,7 @@ class AdditiveAttention(nnx.Module):
         Query i is of source i % B. paddings_QxS: for single queries, beside that of the source. segment_ids_Q: of the
         queries, for packed sources. Raises ValueError if Q is not a multiple of B or only one side has segment ids.
         """
-        query_QxH = query_QxD.astype(self.dtype) @ self.query_kernel[...].astype(self.dtype)
+        query_QxH = einsum("qd,dh->qh", query_QxD.astype(self.dtype), self.query_kernel[...].astype(self.dtype))
         query_RxBxH = by_source(query_QxH, source.keys.shape[0])
         logits_RxBxS = additive_logits(source.keys[None], query_RxBxH[:, :, None], self.hidden[...])
         probs = probabilities(logits_RxBxS, source, paddings_QxS=paddings_QxS, segment_ids_Q=segment_ids_Q)

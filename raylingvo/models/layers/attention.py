@@ -25,6 +25,7 @@ from raylingvo.models.layers.query_scale import scale_queries
 from raylingvo.models.layers.relative_bias import RelativeBias, RelativeBiasConfig
 from raylingvo.models.layers.scaled_softmax import softmax_context
 from raylingvo.models.layers.variables import Initializer, param
+from raylingvo.ops.product import einsum
 
 QueryScale = Literal["per_dim", "sqrt_dim", "none"]
 AttentionInit = Literal["xavier", "gshard"]
@@ -350,8 +351,8 @@ class HeadsProjection(nnx.Module):
         self.bias = None if bias_axes is None else param(rngs, zeros, shape[-len(bias_axes) :], bias_axes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        contracted = 2 if x.ndim == 4 else 1
-        y = jnp.tensordot(x.astype(self.dtype), self.kernel[...].astype(self.dtype), contracted)
+        equation = "btnh,nhd->btd" if x.ndim == 4 else "btd,dnh->btnh"
+        y = einsum(equation, x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         if self.bias is not None:
             bias = self.bias[...].astype(self.dtype)
             y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)

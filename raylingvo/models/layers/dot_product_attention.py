@@ -1,4 +1,4 @@
-"""Dot-product attention whose queries have a trained scale for each feature."""
+"""Dot-product attention, whose queries can have a trained scale for each feature."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from raylingvo.models.layers.source_attention import (
     probabilities,
 )
 from raylingvo.models.layers.variables import param
+from raylingvo.ops.product import einsum
 
 # B sources of S positions with D features, C context features; Q = R * B queries (source_attention).
 
@@ -24,7 +25,8 @@ from raylingvo.models.layers.variables import param
 class DotProductAttention(nnx.Module):
     """Which positions of its source a query looks at, by the dot product of query * scale and source.
 
-    Variable: per_dim_scale f32[D], at first 0: see `query_scale`.
+    Variable: per_dim_scale f32[D], at first 0: see `query_scale`. dim_scale: False: the scale is 1 / sqrt(D), untrained.
+    logit_cap: c * tanh(logits / c) before the softmax; None: no cap.
     dropout_rate: of the probabilities, in training. dtype: of all but the softmax, which is float32.
     Source: Lingvo core/attention.py, DotProductAttention.
     """
@@ -34,11 +36,14 @@ class DotProductAttention(nnx.Module):
         features: int,
         *,
         rngs: nnx.Rngs,
+        dim_scale: bool = True,
+        logit_cap: float | None = None,
         dropout_rate: float = 0.0,
         dtype: DTypeLike = jnp.float32,
     ) -> None:
-        self.per_dim_scale = param(rngs, zeros, (features,), ("head_dim",))
-        self.dropout_rate, self.dtype = dropout_rate, dtype
+        if dim_scale:
+            self.per_dim_scale = param(rngs, zeros, (features,), ("head_dim",))
+        self.logit_cap, self.dropout_rate, self.dtype = logit_cap, dropout_rate, dtype
 
     def prepare(
         self,
@@ -62,9 +67,14 @@ class DotProductAttention(nnx.Module):
         rng: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """The context [Q, C] and the probabilities f32[Q, S]; arguments and errors as those of `AdditiveAttention`."""
-        query_RxBxD = by_source(
-            scale_queries(query_QxD.astype(self.dtype), self.per_dim_scale[...]), source.keys.shape[0]
+        query_QxD = query_QxD.astype(self.dtype)
+        if hasattr(self, "per_dim_scale"):
+            query_QxD = scale_queries(query_QxD, self.per_dim_scale[...])
+        else:
+            query_QxD = query_QxD * query_QxD.shape[1] ** -0.5
+        query_RxBxD = by_source(query_QxD, source.keys.shape[0])
+        logits_RxBxS = einsum("rbd,bsd->rbs", query_RxBxD, source.keys)
+        probs = probabilities(
+            logits_RxBxS, source, paddings_QxS=paddings_QxS, segment_ids_Q=segment_ids_Q, cap=self.logit_cap
         )
-        logits_RxBxS = jnp.einsum("rbd,bsd->rbs", query_RxBxD, source.keys)
-        probs = probabilities(logits_RxBxS, source, paddings_QxS=paddings_QxS, segment_ids_Q=segment_ids_Q)
         return context_and_probabilities(probs, source, self.dropout_rate, rng)

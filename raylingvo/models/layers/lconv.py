@@ -19,6 +19,7 @@ from raylingvo.models.layers.normalization import LayerNorm
 from raylingvo.models.layers.padded_conv import DepthwiseConv2D
 from raylingvo.models.layers.time_windows import TimeWindow
 from raylingvo.models.layers.variables import param
+from raylingvo.ops.product import einsum
 
 # B sequences of T frames with D features.
 
@@ -101,13 +102,14 @@ class LConv(nnx.Module):
     ) -> jax.Array:
         """[B, T, D] -> [B, T, D]. rng: a key in training, when a batch norm uses the batch and its averages move."""
         config = self.config
-        x_BxTx2xD = jnp.einsum(
+        x_BxTx2xD = einsum(
             "btd,dge->btge", self.layer_norm(x_BxTxD), self.start_kernel[...].astype(self.dtype)
         ) + self.start_bias[...][None, None].astype(self.dtype)
         gated = activation(config.gate_activation)(x_BxTx2xD[:, :, 0]) * jax.nn.sigmoid(x_BxTx2xD[:, :, 1])
         y_BxTx1xD, _ = self.conv(gated[:, :, None], paddings_BxT)
         y = activation(config.activation)(self._norm(y_BxTx1xD, paddings_BxT, rng is not None)[:, :, 0])
-        y = y @ self.end_kernel[...].astype(self.dtype) + self.end_bias[...][None, None].astype(self.dtype)
+        y = einsum("btd,de->bte", y, self.end_kernel[...].astype(self.dtype))
+        y = y + self.end_bias[...][None, None].astype(self.dtype)
         return x_BxTxD.astype(self.dtype) + dropout.dropout(y, config.dropout_rate, rng)
 
     def _norm(self, x_BxTx1xD: jax.Array, paddings_BxT: jax.Array | None, training: bool) -> jax.Array:

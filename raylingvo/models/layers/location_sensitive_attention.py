@@ -20,6 +20,7 @@ from raylingvo.models.layers.source_attention import (
     probabilities,
 )
 from raylingvo.models.layers.variables import param
+from raylingvo.ops.product import einsum
 
 # B sources of S positions with D features, C context features, H hidden features; Q = R * B queries (source_attention);
 # L location features, F filters of K positions.
@@ -77,7 +78,7 @@ class LocationSensitiveAttention(nnx.Module):
         segment_ids_BxS: jax.Array | None = None,
     ) -> Source:
         """The source for all calls. paddings: 1.0 = padded. segment_ids: of packed sources."""
-        keys_BxSxH = source_BxSxD.astype(self.dtype) @ self.source_kernel[...].astype(self.dtype)
+        keys_BxSxH = einsum("bsd,dh->bsh", source_BxSxD.astype(self.dtype), self.source_kernel[...].astype(self.dtype))
         return prepare(keys_BxSxH, contexts_BxSxC.astype(self.dtype), paddings_BxS, segment_ids_BxS)
 
     def initial_state(self, num_queries: int, source_length: int) -> jax.Array:
@@ -100,8 +101,8 @@ class LocationSensitiveAttention(nnx.Module):
         Other arguments and errors as those of `AdditiveAttention`.
         """
         location_QxSxF = _convolve(state_QxLxS.astype(self.dtype), self.location_filter[...].astype(self.dtype))
-        location_QxSxH = location_QxSxF @ self.location_kernel[...].astype(self.dtype)
-        query_QxH = query_QxD.astype(self.dtype) @ self.query_kernel[...].astype(self.dtype)
+        location_QxSxH = einsum("qsf,fh->qsh", location_QxSxF, self.location_kernel[...].astype(self.dtype))
+        query_QxH = einsum("qd,dh->qh", query_QxD.astype(self.dtype), self.query_kernel[...].astype(self.dtype))
         queries_RxBxSxH = by_source(location_QxSxH + query_QxH[:, None], source.keys.shape[0])
         logits_RxBxS = additive_logits(source.keys[None], queries_RxBxSxH, self.hidden[...])
         probs = probabilities(logits_RxBxS, source, paddings_QxS=paddings_QxS, segment_ids_Q=segment_ids_Q)
@@ -119,4 +120,4 @@ def _convolve(x_QxLxS: jax.Array, filter_KxLxF: jax.Array) -> jax.Array:
     size, length = filter_KxLxF.shape[0], x_QxLxS.shape[2]
     padded = jnp.pad(x_QxLxS, ((0, 0), (0, 0), (size // 2, size // 2)))
     windows_KxQxLxS = jnp.stack([padded[:, :, i : i + length] for i in range(size)])
-    return jnp.einsum("kqls,klf->qsf", windows_KxQxLxS, filter_KxLxF)
+    return einsum("kqls,klf->qsf", windows_KxQxLxS, filter_KxLxF)

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from raylingvo.models.layers.initializers import Initializer, constant, xavier, zeros
 from raylingvo.models.layers.variables import param
+from raylingvo.ops.product import einsum
 
 # B sequences, D input features, H hidden (cell) features, M output features, G = 4 gates (3 when coupled).
 
@@ -127,7 +128,7 @@ class LSTMCell(nnx.Module):
 
     def project_inputs(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., G * H], the input's part of the gates: what does not wait for the frame before."""
-        gates = x.astype(self.dtype) @ self.kernel[: self.config.in_features].astype(self.dtype)
+        gates = einsum("...i,io->...o", x.astype(self.dtype), self.kernel[: self.config.in_features].astype(self.dtype))
         bias = None if self.config.layer_norm else self._bias()
         return gates if bias is None else gates + bias.reshape((1,) * (gates.ndim - 1) + (-1,)).astype(self.dtype)
 
@@ -150,7 +151,7 @@ class LSTMCell(nnx.Module):
         matrices = self.matrices()
 
         def dot(name: str, x: jax.Array, addend: jax.Array) -> jax.Array:
-            return x @ matrices[name] + addend
+            return einsum("bi,io->bo", x, matrices[name]) + addend
 
         return lstm_step(self.config, dot, self.vectors(), state, self.project_inputs(x_BxD), frame or Frame())
 

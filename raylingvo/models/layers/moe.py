@@ -18,6 +18,7 @@ from raylingvo.models.layers.dropout import dropout, split
 from raylingvo.models.layers.initializers import uniform
 from raylingvo.models.layers.top2_gating import SecondExpert, expert_capacity, top2_gating
 from raylingvo.models.layers.variables import param
+from raylingvo.ops.product import einsum
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class MoeFeedForward(nnx.Module):
         x_GxSxD = x_BxTxD.reshape(groups, -1, D)
         gating = top2_gating(
             # In float32: the choice of experts must not depend on rounding to bfloat16.
-            jnp.einsum("GSD,DE->GSE", x_GxSxD.astype(jnp.float32), self.router[...]),
+            einsum("GSD,DE->GSE", x_GxSxD.astype(jnp.float32), self.router[...]),
             capacity=expert_capacity(x_GxSxD.shape[1], config.num_experts, config.capacity_factor, config.min_capacity),
             paddings_GxS=None if nonpadding_BxTx1 is None else 1 - nonpadding_BxTx1.reshape(groups, -1),
             second_expert=config.second_expert,
@@ -113,14 +114,14 @@ class MoeFeedForward(nnx.Module):
         def weight(of: nnx.Param) -> jax.Array:
             return of[...].astype(self.dtype)
 
-        tokens = jnp.einsum("GSEC,GSD->EGCD", gating.dispatch.astype(self.dtype), x_GxSxD.astype(self.dtype))
-        hidden = jnp.einsum("EGCD,EDF->EGCF", tokens, weight(self.up))
+        tokens = einsum("GSEC,GSD->EGCD", gating.dispatch.astype(self.dtype), x_GxSxD.astype(self.dtype))
+        hidden = einsum("EGCD,EDF->EGCF", tokens, weight(self.up))
         function = activation(config.activation)
         if self.gate is None:
             hidden = function(hidden)
         else:
-            hidden = function(jnp.einsum("EGCD,EDF->EGCF", tokens, weight(self.gate))) * hidden
+            hidden = function(einsum("EGCD,EDF->EGCF", tokens, weight(self.gate))) * hidden
         hidden = dropout(hidden, config.dropout_rate, dropout_rng)
-        experts = jnp.einsum("EGCF,EFD->EGCD", hidden, weight(self.down))
-        y_GxSxD = jnp.einsum("GSEC,EGCD->GSD", gating.combine.astype(self.dtype), experts)
+        experts = einsum("EGCF,EFD->EGCD", hidden, weight(self.down))
+        y_GxSxD = einsum("GSEC,EGCD->GSD", gating.combine.astype(self.dtype), experts)
         return y_GxSxD.reshape(B, T, D), gating.aux_loss

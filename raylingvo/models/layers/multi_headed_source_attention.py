@@ -16,6 +16,7 @@ from raylingvo.models.layers.initializers import Initializer, uniform_sqrt_dim, 
 from raylingvo.models.layers.query_scale import scale_queries
 from raylingvo.models.layers.source_attention import Source, by_source, prepare, probabilities
 from raylingvo.models.layers.variables import param
+from raylingvo.ops.product import einsum
 
 # B sources of S positions with D features, C context features; Q = R * B queries (source_attention); N heads of K
 # features each, and of J context features each; H hidden features of additive attention.
@@ -31,6 +32,7 @@ class MultiHeadedSourceAttentionConfig:
     hidden_features: N * K, of all heads together.
     kind: how a head compares query and source; its weights are shared by the heads. "additive" as `AdditiveAttention`
       with `additive_features` hidden features (0: K), "dot_product" as `DotProductAttention`.
+    per_dim_scale: "dot_product" trains a scale for each of K features; otherwise it is 1 / sqrt(K).
     project_source, project_query, project_context: by a kernel to hidden_features; what is not projected is split
       among the heads as it is.
     attend_to_keys: contexts are the projected source, and those given are ignored (use_source_vec_as_attention_value).
@@ -48,6 +50,7 @@ class MultiHeadedSourceAttentionConfig:
     num_heads: int
     kind: Kind = "dot_product"
     additive_features: int = 0
+    per_dim_scale: bool = True
     project_source: bool = True
     project_query: bool = True
     project_context: bool = False
@@ -89,7 +92,7 @@ class MultiHeadedSourceAttention(nnx.Module):
     """Which positions of its source a query looks at, head by head.
 
     Variables: source_kernel f32[D, N * K], query_kernel, context_kernel f32[C, N * K], output_kernel
-    f32[N * J, output features], each with its bias; per_dim_scale f32[K], or additive_source_kernel and
+    f32[N * J, output features], each with its bias; per_dim_scale f32[K] if there is one, or additive_source_kernel and
     additive_query_kernel f32[K, H] and additive_hidden f32[H].
     kernel_init: of the projections. additive_init: of the additive kernels. dtype: of all but the softmax.
     """
@@ -119,7 +122,8 @@ class MultiHeadedSourceAttention(nnx.Module):
                 setattr(self, f"{name}_bias", param(rngs, zeros, (outputs,), axes[1:]))
         width = config.hidden_features // config.num_heads
         if config.kind == "dot_product":
-            self.per_dim_scale = param(rngs, zeros, (width,), ("head_dim",))
+            if config.per_dim_scale:
+                self.per_dim_scale = param(rngs, zeros, (width,), ("head_dim",))
         else:
             hidden = config.additive_features or width
             self.additive_source_kernel = param(rngs, additive_init, (width, hidden), ("head_dim", None))
@@ -139,7 +143,7 @@ class MultiHeadedSourceAttention(nnx.Module):
         if not self.config.attend_to_keys:
             contexts_BxSxNxJ = self._heads(self._project("context", contexts_BxSxC))
         if self.config.kind == "additive":
-            keys_BxSxNxK = keys_BxSxNxK @ self.additive_source_kernel[...].astype(self.dtype)
+            keys_BxSxNxK = einsum("bsnk,kj->bsnj", keys_BxSxNxK, self.additive_source_kernel[...].astype(self.dtype))
         return prepare(keys_BxSxNxK, contexts_BxSxNxJ, paddings_BxS, segment_ids_BxS)
 
     def __call__(
@@ -158,19 +162,22 @@ class MultiHeadedSourceAttention(nnx.Module):
         config = self.config
         queries_QxNxK = self._heads(self._project("query", query_QxD))
         if config.kind == "additive":
-            queries_QxNxK = queries_QxNxK @ self.additive_query_kernel[...].astype(self.dtype)
+            queries_QxNxK = einsum("qnk,kj->qnj", queries_QxNxK, self.additive_query_kernel[...].astype(self.dtype))
             queries_RxBxNxK = by_source(queries_QxNxK, source.keys.shape[0])
             logits_RxBxSxN = additive_logits(source.keys[None], queries_RxBxNxK[:, :, None], self.additive_hidden[...])
             logits_RxBxNxS = logits_RxBxSxN.swapaxes(2, 3)
         else:
-            queries_QxNxK = scale_queries(queries_QxNxK, self.per_dim_scale[...])
+            if hasattr(self, "per_dim_scale"):
+                queries_QxNxK = scale_queries(queries_QxNxK, self.per_dim_scale[...])
+            else:
+                queries_QxNxK = queries_QxNxK * queries_QxNxK.shape[-1] ** -0.5
             queries_RxBxNxK = by_source(queries_QxNxK, source.keys.shape[0])
-            logits_RxBxNxS = jnp.einsum("rbnk,bsnk->rbns", queries_RxBxNxK, source.keys)
+            logits_RxBxNxS = einsum("rbnk,bsnk->rbns", queries_RxBxNxK, source.keys)
         probs_RxBxNxS = probabilities(
             logits_RxBxNxS, source, paddings_QxS=paddings_QxS, segment_ids_Q=segment_ids_Q, cap=config.logit_cap
         )
         dropped = dropout(probs_RxBxNxS, config.dropout_rate, rng).astype(self.dtype)
-        contexts_RxBxNxJ = jnp.einsum("rbns,bsnj->rbnj", dropped, source.contexts)
+        contexts_RxBxNxJ = einsum("rbns,bsnj->rbnj", dropped, source.contexts)
         context = self._project("output", contexts_RxBxNxJ.reshape(query_QxD.shape[0], -1))
         head = config.head_of_probabilities
         probs_RxBxS = probs_RxBxNxS.mean(2) if head is None else probs_RxBxNxS[:, :, head]
@@ -179,7 +186,7 @@ class MultiHeadedSourceAttention(nnx.Module):
     def _project(self, name: str, x: jax.Array) -> jax.Array:
         x = x.astype(self.dtype)
         if hasattr(self, f"{name}_kernel"):
-            x = x @ getattr(self, f"{name}_kernel")[...].astype(self.dtype)
+            x = einsum("...i,io->...o", x, getattr(self, f"{name}_kernel")[...].astype(self.dtype))
         if hasattr(self, f"{name}_bias"):
             bias = getattr(self, f"{name}_bias")[...].astype(self.dtype)
             x = x + bias.reshape((1,) * (x.ndim - 1) + (-1,))

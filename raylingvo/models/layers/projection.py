@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from raylingvo.models.layers.activations import Activation, activation
 from raylingvo.models.layers.initializers import xavier, zeros
 from raylingvo.models.layers.variables import Initializer, param
+from raylingvo.ops.product import einsum
 
 # I inputs, O outputs.
 
@@ -40,7 +41,7 @@ class Projection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., I] -> [..., O], of the layer's dtype."""
-        y = x.astype(self._dtype) @ self.kernel[...].astype(self._dtype)
+        y = einsum("...i,io->...o", x.astype(self._dtype), self.kernel[...].astype(self._dtype))
         if self.bias is not None:
             y += jnp.broadcast_to(self.bias[...].astype(self._dtype), y.shape)
         return activation(self._activation)(y)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from raylingvo.ops.product import einsum
+
 # N tokens, D features, V classes, S candidates.
 
 # The correction of a candidate that is the label itself: takes it out. Finite, since inf - inf is NaN in gradients.
@@ -89,7 +91,7 @@ def sampled_cross_entropy(
     offset = bias_V[classes] - lax.stop_gradient(log_expected_count(candidates, classes, num_classes))
     x_NxD, number = x_NxD.astype(dtype), len(labels_N)
     label_logit_N = jnp.einsum("nd,nd->n", x_NxD, rows[:number], preferred_element_type=jnp.float32) + offset[:number]
-    logits_NxS = jnp.einsum("nd,sd->ns", x_NxD, rows[number:], preferred_element_type=jnp.float32)
+    logits_NxS = einsum("nd,sd->ns", x_NxD, rows[number:], preferred_element_type=jnp.float32)
     hit_NxS = labels_N[:, None] == candidates.ids[None, :]
     logits_NxS = jnp.where(hit_NxS, _NEVER, logits_NxS + offset[None, number:])
     return jnp.logaddexp(label_logit_N, jax.nn.logsumexp(logits_NxS, axis=-1)) - label_logit_N

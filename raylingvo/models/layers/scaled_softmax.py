@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from raylingvo.models.layers.masks import MASKED
+from raylingvo.ops.product import einsum
 
 
 def softmax_context(
@@ -35,10 +36,10 @@ def softmax_context(
     grouped = K != N
     if grouped:
         query_BxTxKxGxH = query_BxTxNxH.reshape(B, T, K, N // K, H)
-        logits = jnp.einsum("BTKGH,BSKH->BKGTS", query_BxTxKxGxH, key_BxSxKxH, preferred_element_type=jnp.float32)
+        logits = einsum("BTKGH,BSKH->BKGTS", query_BxTxKxGxH, key_BxSxKxH, preferred_element_type=jnp.float32)
         logits = logits.reshape(B, N, T, S)
     else:
-        logits = jnp.einsum("BTNH,BSNH->BNTS", query_BxTxNxH, key_BxSxKxH, preferred_element_type=jnp.float32)
+        logits = einsum("BTNH,BSNH->BNTS", query_BxTxNxH, key_BxSxKxH, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + jnp.broadcast_to(bias, logits.shape)
     if logit_cap is not None:
@@ -56,8 +57,8 @@ def softmax_context(
     dropped = drop(weights).astype(value_BxSxKxH.dtype)
     if grouped:
         dropped = dropped.reshape(B, K, N // K, T, S)
-        context = jnp.einsum("BKGTS,BSKH->BTKGH", dropped, value_BxSxKxH).reshape(B, T, N, H)
+        context = einsum("BKGTS,BSKH->BTKGH", dropped, value_BxSxKxH).reshape(B, T, N, H)
     else:
-        context = jnp.einsum("BNTS,BSNH->BTNH", dropped, value_BxSxKxH)
+        context = einsum("BNTS,BSNH->BTNH", dropped, value_BxSxKxH)
     context = (context / total_BxNxTx1.swapaxes(1, 2)).astype(value_BxSxKxH.dtype)
     return context, weights / total_BxNxTx1

@@ -15,6 +15,7 @@ from raylingvo.models.layers.initializers import xavier, zeros
 from raylingvo.models.layers.losses import ClassScores, class_scores
 from raylingvo.models.layers.sampled_softmax import Candidates, sampled_cross_entropy
 from raylingvo.models.layers.variables import Initializer, param
+from raylingvo.ops.product import einsum
 
 # N tokens, D features, V classes; C classes or tokens of a chunk.
 
@@ -98,7 +99,7 @@ class Softmax(nnx.Module):
 
     def _logits(self, x: jax.Array, kernel_CxD: jax.Array, bias_C: jax.Array | None) -> jax.Array:
         x, kernel_CxD = x.astype(self._dtype), kernel_CxD.astype(self._dtype)
-        logits = jnp.einsum("...d,cd->...c", x, kernel_CxD, preferred_element_type=jnp.float32)
+        logits = einsum("...d,cd->...c", x, kernel_CxD, preferred_element_type=jnp.float32)
         if bias_C is not None:
             logits += jnp.broadcast_to(bias_C, logits.shape)
         if self._abs_max:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from raylingvo.models.layers.dropout import dropout
 from raylingvo.models.layers.masks import MASKED
+from raylingvo.ops.product import einsum
 
 # B sources of S positions, C context features; R queries for each source, B fastest: query i is of source i % B.
 # (So it is in beam search, whose slots are hyp-major, and in all frames of a target at once, if time-major.)
@@ -75,5 +76,5 @@ def context_and_probabilities(
 ) -> tuple[jax.Array, jax.Array]:
     """The mean of the contexts [Q, C], from probabilities after dropout, and the probabilities f32[Q, S] before it."""
     dropped = dropout(probs_RxBxS, dropout_rate, rng).astype(source.contexts.dtype)
-    context_RxBxC = jnp.einsum("rbs,bsc->rbc", dropped, source.contexts)
+    context_RxBxC = einsum("rbs,bsc->rbc", dropped, source.contexts)
     return (context_RxBxC.reshape(-1, context_RxBxC.shape[-1]), probs_RxBxS.reshape(-1, probs_RxBxS.shape[-1]))

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <vector>
 
+#include "levels.h"
+
 namespace raylingvo {
 
 // A weight matrix, cut into tiles of columns and padded with zeros, so that a tile is a whole number of registers.
@@ -70,63 +72,13 @@ struct ConvKernels {
 
 }  // namespace raylingvo
 
-// The vector extensions of GCC and Clang do the rest. One namespace for each instruction set.
-#define RAYLINGVO_LEVEL baseline
-#define RAYLINGVO_WIDTH 4
-#if defined(__aarch64__)
-#define RAYLINGVO_MAX_VECTORS 4
-#else
-#define RAYLINGVO_MAX_VECTORS 2
-#endif
-#include "conv_kernels.inc"
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define RAYLINGVO_HAS_X86_LEVELS 1
-#define RAYLINGVO_AVX512 "avx2,fma,avx512f,avx512vl,avx512bw,avx512dq"
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
-#define RAYLINGVO_LEVEL avx2
-#define RAYLINGVO_WIDTH 8
-#define RAYLINGVO_MAX_VECTORS 2
-#include "conv_kernels.inc"
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target(RAYLINGVO_AVX512))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,prefer-vector-width=512")
-#endif
-#define RAYLINGVO_LEVEL avx512
-#define RAYLINGVO_WIDTH 16
-#define RAYLINGVO_MAX_VECTORS 4
-#include "conv_kernels.inc"
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-#endif
+#define RAYLINGVO_KERNELS "conv_kernels.inc"
+#include "each_level.inc"
 
 namespace raylingvo {
 
 // The best for the running machine, with registers of at most max_width floats.
-inline const ConvKernels& PickConvKernels(int64_t max_width) {
-#ifdef RAYLINGVO_HAS_X86_LEVELS
-  if (max_width >= 16 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
-    return avx512::kKernels;
-  }
-  if (max_width >= 8 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kKernels;
-#endif
-  return baseline::kKernels;
-}
+inline const ConvKernels& PickConvKernels(int64_t max_width) { return RAYLINGVO_PICK_LEVEL(kConvKernels, max_width); }
 
 }  // namespace raylingvo
 

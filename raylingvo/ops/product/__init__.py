@@ -1,0 +1,3 @@
+"""Products of arrays, made for CPUs."""
+
+from raylingvo.ops.product.einsum import einsum as einsum
