@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filled import filled
 from flax import nnx
 
 from raylingvo.data.tokenizers import CharacterTokenizer
@@ -54,9 +55,15 @@ def model(positions="rotary", *, causal=True, **fields):
     return TransformerLm(vocab_size=V, stack=stack, learned_positions=64 * (positions == "learned"), **fields)
 
 
+def built(config):
+    net = filled(lambda: config.build(nnx.Rngs(0)), scale=0.6)
+    net.softmax.kernel = net.embedding.table  # a pytree does not know that they are one
+    return net
+
+
 @functools.cache
 def module(positions="rotary"):
-    return model(positions).build(nnx.Rngs(0))
+    return built(model(positions))
 
 
 def with_stack(base, **fields):
@@ -74,8 +81,14 @@ def with_experts(num_groups=None):
     return with_stack(model(), moe=moe)
 
 
+# Most of the time of small programs is the compiler's.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+features = jit(lambda net, batch: net(batch))
+forward = jit(lambda net, batch: net.softmax(net(batch)))
+
+
 def logits(net, **batch):
-    return net.softmax(net({name: jnp.asarray(x) for name, x in batch.items()}))
+    return forward(net, batch)
 
 
 IDS = np.random.default_rng(0).integers(3, V, (2, T)).astype(np.int32)
@@ -106,7 +119,7 @@ def test_packed_is_as_unpacked(positions):
 
 
 def test_both_directions_see_everything_but_padding():
-    net = model("relative", causal=False).build(nnx.Rngs(0))
+    net = built(model("relative", causal=False))
     paddings = np.zeros((2, T), np.float32)
     paddings[:, 8:] = 1
     other = IDS.copy()
@@ -124,7 +137,7 @@ def test_step_by_step_is_as_at_once(positions):
     place = jnp.arange(T + start)
     row = jnp.broadcast_to(jnp.maximum(place - start, 0), (2, T + start))
 
-    @jax.jit
+    @jit
     def extend(ids, cache, index, positions):
         seen = (place[None] <= index + jnp.arange(ids.shape[1])[:, None]) & (place >= start)[None]
         features, cache = net.extend_step(
@@ -188,11 +201,10 @@ def test_rows_longer_than_the_learned_positions_are_refused():
 
 
 def test_bfloat16_is_near_float32():
-    net = model(compute_dtype="bfloat16").build(nnx.Rngs(0))
+    net = built(model(compute_dtype="bfloat16"))
     assert {x.dtype for x in jax.tree.leaves(nnx.state(net))} == {jnp.dtype(jnp.float32)}
-    features = net({"ids": jnp.asarray(IDS)})
-    assert features.dtype == jnp.bfloat16
-    np.testing.assert_allclose(net.softmax(features), logits(module(), ids=IDS), atol=0.15)
+    assert features(net, {"ids": IDS}).dtype == jnp.bfloat16
+    np.testing.assert_allclose(logits(net, ids=IDS), logits(module(), ids=IDS), atol=0.15)
 
 
 def task(positions="rotary", **generation):
@@ -202,7 +214,7 @@ def task(positions="rotary", **generation):
 
 def generate(one, lines, net=None):
     batch = one.encode_lines(lines)
-    decoded = jax.jit(one.decode)(net or module(), batch)
+    decoded = jit(one.decode)(net or module(), batch)
     return [output for _, output in one.postprocess(jax.device_get(decoded), batch)[0]]
 
 
@@ -254,15 +266,15 @@ def test_datasets_are_decoded_to_their_perplexity():
     ids = jnp.asarray(IDS)
     labels = jnp.roll(ids, -1, axis=1)
     batch = {"ids": ids, "labels": labels, "paddings": jnp.zeros((2, T)), "weight": jnp.ones(2)}
-    decoded = task().decode(module(), batch)
+    decoded = jit(task().decode)(module(), batch)
     outputs, _ = task().postprocess(jax.device_get(decoded), jax.device_get(batch))
     packed = {**batch, "segment_ids": jnp.ones_like(ids), "segment_pos": jnp.tile(jnp.arange(T), (2, 1))}
-    rows = PackedLanguageModel(model=model(), z_loss=0.0).decode(module(), packed)
+    rows = jit(PackedLanguageModel(model=model(), z_loss=0.0).decode)(module(), packed)
     np.testing.assert_allclose([o["log_pplx_per_sample"] for _, o in outputs], -rows["log_prob"], rtol=1e-5)
 
 
 def test_a_window_is_a_window_in_generation_too():
-    net = windowed().build(nnx.Rngs(0))
+    net = built(windowed())
     one = dataclasses.replace(task(temperature=0.0), model=windowed())
     for prompt, output in zip(["abcdefgh", "j"], generate(one, ["abcdefgh", "j"], net), strict=True):
         tokens = [TOKENIZER.sos_id, *(3 + TOKENIZER.alphabet.index(c) for c in prompt)]
@@ -277,8 +289,8 @@ def test_padding_takes_no_place_at_an_expert():
     }
     # Three places at each expert, for all tokens of all rows.
     few = with_experts(num_groups=1)
-    net = few.build(nnx.Rngs(0))
-    np.testing.assert_allclose(net(short), net(long)[:, :6], atol=1e-5)
+    net = built(few)
+    np.testing.assert_allclose(features(net, short), features(net, long)[:, :6], atol=1e-5)
     rows = {
         **short,
         "segment_ids": jnp.ones((2, 6), jnp.int32),
@@ -286,22 +298,24 @@ def test_padding_takes_no_place_at_an_expert():
         "labels": short["ids"],
     }
     packed = PackedLanguageModel(model=few, aux_loss=0.0)  # a mean over groups, also empty ones
-    one = packed.eval_metrics(net, {**{name: x[:1] for name, x in rows.items()}, "weight": jnp.ones(1)})
-    filled = packed.eval_metrics(net, {**rows, "weight": jnp.array([1.0, 0.0])})
-    np.testing.assert_allclose(filled["loss"], one["loss"], rtol=1e-5)
+    evaluate = jit(packed.eval_metrics)
+    one = evaluate(net, {**{name: x[:1] for name, x in rows.items()}, "weight": jnp.ones(1)})
+    two = evaluate(net, {**rows, "weight": jnp.array([1.0, 0.0])})
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-5)
 
 
 def test_a_prompt_with_experts_does_not_depend_on_the_padding():
-    net = with_experts().build(nnx.Rngs(0))
+    net = built(with_experts())
     cache = net.init_cache(1, 8)
     ids = jnp.asarray(IDS[:1, :4])
 
-    def features(padding):
+    def prompt(padding):
         padded = jnp.pad(ids, ((0, 0), (padding, 0)))
         place = jnp.arange(8)
         seen = (place[None] <= place[: 4 + padding, None]) & (place >= padding)[None]
         row = jnp.maximum(place - padding, 0)[None]
-        return net.extend_step(
+        return jit(type(net).extend_step)(
+            net,
             padded,
             cache,
             jnp.int32(0),
@@ -311,7 +325,7 @@ def test_a_prompt_with_experts_does_not_depend_on_the_padding():
             nonpadding=(place[None, : 4 + padding] >= padding).astype(jnp.float32),
         )[0][:, padding:]
 
-    np.testing.assert_allclose(features(0), features(4), atol=1e-5)
+    np.testing.assert_allclose(prompt(0), prompt(4), atol=1e-5)
 
 
 def test_a_beam_finds_the_best_of_all_and_each_prompt_by_itself():
