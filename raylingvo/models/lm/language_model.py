@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,13 @@ class NextTokenModule(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NextTokenModel(abc.ABC):
-    """Configuration of a network that predicts tokens from those before."""
+    """Configuration of a network that predicts tokens from those before.
+
+    compute_dtype: of activations and of products. Weights, and the statistics of norms and softmaxes, are float32.
+    """
 
     vocab_size: int
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.vocab_size < 2:

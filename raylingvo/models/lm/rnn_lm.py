@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from raylingvo.models.layers.dropout import dropout, split
@@ -62,11 +63,13 @@ class RnnLmModule(nnx.Module):
     """The network. LSTM kernels are Xavier uniform, biases 0. Each sentence starts from a state of zeros."""
 
     def __init__(self, config: RnnLm, rngs: nnx.Rngs) -> None:
+        dtype = jnp.dtype(config.compute_dtype)
         self.embedding = Embedding(
             config.vocab_size,
             config.features,
             scale_sqrt_depth=True,
             table_init=uniform(config.embedding_init),
+            dtype=dtype,
             rngs=rngs,
         )
         cell = LSTMConfig(
@@ -74,7 +77,7 @@ class RnnLmModule(nnx.Module):
         )
         self.rnn = StackedRNN(
             config.num_layers,
-            lambda layer: LSTMCell(cell, rngs=rngs),
+            lambda layer: LSTMCell(cell, dtype=dtype, rngs=rngs),
             dropout_rate=config.rnn_dropout,
             residual_start=config.residual_start,
         )
@@ -83,13 +86,14 @@ class RnnLmModule(nnx.Module):
             config.vocab_size,
             kernel_init=uniform(config.softmax_init),
             classes_per_chunk=config.classes_per_chunk,
+            dtype=dtype,
             rngs=rngs,
         )
         self._embedding_dropout = config.embedding_dropout
         self._max_lstm_gradient_norm = config.max_lstm_gradient_norm
 
     def __call__(self, batch: Batch, *, rng: jax.Array | None = None) -> jax.Array:
-        """ids i32[B, T], paddings f32[B, T] or segment_ids i32[B, T] -> features f32[B, T, D]."""
+        """ids i32[B, T], paddings f32[B, T] or segment_ids i32[B, T] -> features [B, T, D]."""
         embedding_rng, rnn_rng = split(rng, 2)
         x_BxTxD = dropout(self.embedding(batch["ids"]), self._embedding_dropout, embedding_rng)
         limit = self._max_lstm_gradient_norm

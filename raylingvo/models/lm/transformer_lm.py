@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,7 @@ class TransformerLm(NextTokenModel):
     instead. embedding_stddev: of its initial normal distribution, and of the positions'. dropout: of what enters the
     stack. tied_softmax: the softmax has no bias, and the embedding's table for its kernel; features are multiplied by
     D^-0.5 before it: with an embedding of deviation 1, logits start at that of 1. Otherwise it has its own kernel and
-    a bias, and features are as they are. compute_dtype: of activations; weights are float32.
-    classes_per_chunk, tokens_per_chunk: see `Softmax`.
+    a bias, and features are as they are. classes_per_chunk, tokens_per_chunk: see `Softmax`.
     """
 
     stack: TransformerConfig
@@ -41,7 +40,6 @@ class TransformerLm(NextTokenModel):
     tied_softmax: bool = True
     embedding_stddev: float = 1.0
     dropout: float = 0.0
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     classes_per_chunk: int = 0
     tokens_per_chunk: int = 0
 

@@ -52,6 +52,16 @@ def test_packed_sentences_start_anew(model):
         np.testing.assert_allclose(evaluate(model, packed)[name], pair, rtol=1e-5, err_msg=name)
 
 
+def test_bfloat16_is_near_float32(model):
+    task = dataclasses.replace(TASK, model=dataclasses.replace(MODEL, compute_dtype="bfloat16"))
+    half = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))
+    nnx.update(half, nnx.state(model))
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(half))} == {jnp.dtype(jnp.float32)}
+    assert half(_batch()).dtype == jnp.bfloat16
+    metrics = nnx.jit(task.eval_metrics)(half, _batch())
+    np.testing.assert_allclose(metrics["log_pplx"], evaluate(model, _batch())["log_pplx"], rtol=0.01)
+
+
 def test_dropout_is_for_training():
     batch = _batch()
     plain = MODEL.build(nnx.Rngs(0))(batch)
