@@ -170,7 +170,7 @@ def test_the_keys_that_documents_name_exist(document: Path) -> None:
             "train.early_stop": {"metric": "test/loss", "mode": "min", "window": 1},
         },
     )
-    known = config.flatten(experiment)
+    known = config.flatten(experiment) | config.flatten(registry.get("lm.shakespeare.CharTransformer"))
     text = document.read_text().replace(".NAME.", ".test.").replace(".ROLE.", ".trainer.")
     named = re.findall(r"(?:`|--set '?)((?:train|learner|eval|decode|resources|task)\.[a-z_.]+)", text)
     # A dataset of its own makes a new name in `eval`, a task of its own another field.
