@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,37 +19,45 @@ class Reporter:
     """Writes train/metrics.jsonl in order, in a thread of its own: a slow disk delays no step.
 
     Only when `_MAX_PENDING` reports wait for the disk does the next one wait too. A failed write is raised by the first
-    call after it has failed, at the latest by `close`. `last` is the newest report; it travels with every snapshot, so
-    that one that was announced but not yet written is written by the Trainer that resumes from it.
+    call after it has failed, at the latest by `close`. `last` is the newest report. What `unwritten` gives travels with
+    every snapshot: the Trainer that resumes from one writes what the one that took it could not.
     """
 
-    def __init__(self, directory: Path, *, last_step: int, last: Mapping[str, Any] | None):
+    def __init__(self, directory: Path, *, last_step: int, reports: Sequence[dict[str, Any]] = ()):
+        """reports: what `unwritten` gave at `last_step`."""
         self._log = MetricsLog(directory, last_step=last_step)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="report")
-        self._pending: deque[Future[None]] = deque()  # in the order of the reports
-        self.last = dict(last) if last else None
-        if self.last and self.last["step"] not in {record["step"] for record in read_metrics(directory)}:
-            self._submit(self.last)
+        self._pending: deque[tuple[dict[str, Any], Future[None]]] = deque()  # in the order of the reports
+        self.last = reports[-1] if reports else None
+        written = {record["step"] for record in read_metrics(directory)}
+        for report in reports:
+            if report["step"] not in written:
+                self._submit(report)
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the metrics of the steps since the last report."""
-        while self._pending and (self._pending[0].done() or len(self._pending) >= _MAX_PENDING):
-            self._pending.popleft().result()
+        while self._pending and (self._pending[0][1].done() or len(self._pending) >= _MAX_PENDING):
+            self._pending.popleft()[1].result()
         self.last = {"step": step, "time": time.time(), "metrics": dict(metrics)}
         self._submit(self.last)
+
+    def unwritten(self) -> list[dict[str, Any]]:
+        """The reports that may not be on disk yet, in order, and the last one in any case."""
+        reports = [report for report, write in self._pending if not write.done()]
+        return reports or ([self.last] if self.last else [])
 
     def close(self) -> None:
         """Waits until all reports are on disk, and ends the thread; raises the error of a write."""
         try:
             while self._pending:
-                self._pending.popleft().result()
+                self._pending.popleft()[1].result()
         finally:
             self._executor.shutdown()
             self._log.close()
 
-    def _submit(self, report: Mapping[str, Any]) -> None:
+    def _submit(self, report: dict[str, Any]) -> None:
         write = self._executor.submit(self._log.write, report["step"], report["metrics"], time=report["time"])
-        self._pending.append(write)
+        self._pending.append((report, write))
 
 
 class StepClock:

@@ -148,11 +148,11 @@ class Trainer:
         # What is wrong with a checkpoint or a warm start is told before the long wait for the compiler.
         checkpoints.clean(self._logdir)
         restored = next(self._saved_states(), None)
-        last_report, published = None, False
+        reports, published = [], False
         if restored is not None:
             state, position, published = restored
             self._input.restore(position["input"])
-            last_report = position["last_report"]
+            reports = position["reports"]
             self._rollbacks, self._skipped_updates = position["rollbacks"], position["skipped_updates"]
         else:
             state = self._warm_started(state)
@@ -169,9 +169,9 @@ class Trainer:
         self._last_checkpoint_time = time.monotonic()
         self._num_snapshots = 0
         directory = self._logdir / "train"
-        reporter = Reporter(directory, last_step=self._step, last=last_report)
+        reporter = Reporter(directory, last_step=self._step, reports=reports)
         self._reporter = resources.enter_context(contextlib.closing(reporter))
-        self._metrics = dict(last_report["metrics"]) if last_report else {}
+        self._metrics = dict(reports[-1]["metrics"]) if reports else {}
         writer = checkpoints.CheckpointWriter(self._logdir, settings.checkpoints, self._happened)
         self._writer = resources.enter_context(contextlib.closing(writer))
         self._phase = "training"
@@ -270,7 +270,7 @@ class Trainer:
         lease = self._copier.lease([*weights, *rest], users=to_store + to_checkpoint)
         position = {
             "input": self._input.state(),
-            "last_report": self._reporter.last,
+            "reports": self._reporter.unwritten(),
             "rollbacks": self._rollbacks,
             "skipped_updates": self._skipped_updates,
         }

@@ -13,7 +13,7 @@ from raylingvo.monitor.metrics_log import MetricsLog, read_metrics
 
 
 def test_reports_are_on_disk_when_it_is_closed(tmp_path):
-    reporter = Reporter(tmp_path, last_step=0, last=None)
+    reporter = Reporter(tmp_path, last_step=0)
     for step in (10, 20):
         reporter.report(step, {"loss": 1 / step})
     reporter.close()
@@ -31,12 +31,14 @@ def test_a_report_does_not_wait_for_the_disk(tmp_path):
         write(*args, **kwargs)
 
     with mock.patch.object(MetricsLog, "write", slow_write):
-        reporter = Reporter(tmp_path, last_step=0, last=None)
+        reporter = Reporter(tmp_path, last_step=0)
         for step in (10, 20, 30):
             reporter.report(step, {"loss": 0.1})  # would not return if it waited
         assert read_metrics(tmp_path) == []
+        assert [report["step"] for report in reporter.unwritten()] == [10, 20, 30]
         go_on.set()
         reporter.close()
+    assert [report["step"] for report in reporter.unwritten()] == [30]  # its metrics are what the run last said
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [10, 20, 30]
 
@@ -57,7 +59,7 @@ def test_only_so_many_reports_wait_for_the_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(MetricsLog, "write", slow_write)
     monkeypatch.setattr(Future, "result", waited_for)
-    reporter = Reporter(tmp_path, last_step=0, last=None)
+    reporter = Reporter(tmp_path, last_step=0)
     for step in (1, 2, 3):
         reporter.report(step, {})
     assert done_when_asked == []
@@ -72,7 +74,7 @@ def test_the_next_call_raises_the_error_of_a_write(tmp_path, call):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    reporter = Reporter(tmp_path, last_step=0, last=None)
+    reporter = Reporter(tmp_path, last_step=0)
     with mock.patch.object(MetricsLog, "write", fail):
         reporter.report(10, {"loss": 0.1})
         failed = threading.Event()
@@ -83,16 +85,16 @@ def test_the_next_call_raises_the_error_of_a_write(tmp_path, call):
     reporter.close()
 
 
-def test_resuming_writes_a_last_report_that_did_not_reach_the_disk(tmp_path):
-    last = {"step": 20, "time": 123.0, "metrics": {"loss": 0.5}}
+def test_resuming_writes_what_did_not_reach_the_disk(tmp_path):
     with MetricsLog(tmp_path) as log:
-        for step in (10, 30):  # 30 was reported by a Trainer that died after it
+        for step in (10, 40):  # 40 was reported by a Trainer that died after it
             log.write(step, {"loss": 0.1}, time=1.0)
-    for _ in range(2):  # the second time it is there
-        reporter = Reporter(tmp_path, last_step=20, last=last)
-        assert reporter.last == last
+    reports = [{"step": step, "time": 123.0, "metrics": {"loss": 0.5}} for step in (20, 30)]
+    for _ in range(2):  # the second time they are there
+        reporter = Reporter(tmp_path, last_step=30, reports=reports)
+        assert reporter.last == reports[-1]
         reporter.close()
-        assert [(r["step"], r["time"]) for r in read_metrics(tmp_path)] == [(10, 1.0), (20, 123.0)]
+        assert [(r["step"], r["time"]) for r in read_metrics(tmp_path)] == [(10, 1.0), (20, 123.0), (30, 123.0)]
 
 
 @pytest.fixture

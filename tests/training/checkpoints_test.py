@@ -19,7 +19,7 @@ from raylingvo.training.checkpoints import CheckpointWriter, Saved, retained
 from raylingvo.training.host_copy import decode
 from raylingvo.training.state import init_state
 
-POSITION = {"input": {"position": {"next": 7}, "seed": 0}, "last_report": {"step": 4, "metrics": {"loss": 0.1}}}
+POSITION = {"input": {"position": {"next": 7}, "seed": 0}, "reports": [{"step": 4, "metrics": {"loss": 0.1}}]}
 
 
 def host_state(**task):
