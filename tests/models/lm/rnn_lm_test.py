@@ -62,11 +62,12 @@ def test_bfloat16_is_near_float32(model):
     np.testing.assert_allclose(metrics["log_pplx"], evaluate(model, _batch())["log_pplx"], rtol=0.01)
 
 
-def test_dropout_is_for_training():
+def test_dropout_is_for_training(model):
     batch = _batch()
-    plain = MODEL.build(nnx.Rngs(0))(batch)
+    plain = model(batch)
     for name in ("embedding_dropout", "rnn_dropout"):
-        dropping = dataclasses.replace(MODEL, **{name: 0.5}).build(nnx.Rngs(0))
+        dropping = nnx.eval_shape(lambda name=name: dataclasses.replace(MODEL, **{name: 0.5}).build(nnx.Rngs(0)))
+        nnx.update(dropping, nnx.state(model))
         np.testing.assert_array_equal(dropping(batch), plain)
         trained = dropping(batch, rng=jax.random.key(0))
         assert not jnp.allclose(trained, plain)
@@ -76,9 +77,11 @@ def test_dropout_is_for_training():
 def test_only_the_gradient_of_the_lstms_is_clipped(model):
     def gradients(limit):
         task = LanguageModel(model=dataclasses.replace(MODEL, max_lstm_gradient_norm=limit), sum_loss_over_tokens=True)
-        model = nnx.jit(lambda: task.init(nnx.Rngs(0)))()
-        grads = nnx.jit(nnx.grad(task.loss, has_aux=True))(model, _batch(), jax.random.key(0))[0]
-        return nnx.to_pure_dict(grads)
+        limited = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))
+        nnx.update(limited, nnx.state(model))
+        # Most of the time is the compiler's.
+        gradient = jax.jit(jax.grad(task.loss, has_aux=True), compiler_options={"xla_backend_optimization_level": 0})
+        return nnx.to_pure_dict(nnx.state(gradient(limited, _batch(), jax.random.key(0))[0]))
 
     free, loose, clipped = gradients(0.0), gradients(1e6), gradients(0.5)
     norm = optax.tree.norm(free["rnn"])
