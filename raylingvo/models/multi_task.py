@@ -24,8 +24,8 @@ class MultiTask(Task):
     that have the path use the first one's, in every place where they hold what is there (a table that is also the
     softmax, say). Metrics are named METRIC/TASK; train metrics have `loss` of all as well.
     A shared part is stored with the task whose name is first in the alphabet. A step changes only the weights that its
-    task uses, and what optimizers remember of each; what they count for all weights alike, such as Adam's number of
-    updates, counts every step. (Lingvo: core/multitask_model.py.)
+    task uses, their averages, and what optimizers remember of each; what they count for all weights alike, such as
+    Adam's number of updates, counts every step. (Lingvo: core/multitask_model.py.)
     """
 
     tasks: Mapping[str, Task]

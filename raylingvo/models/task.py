@@ -59,7 +59,7 @@ class Task(abc.ABC):
     def trains(self, path: str, batch: Batch) -> bool:
         """Whether a step on such a batch may change the variable of this path, such as "layers/0/kernel".
 
-        Told by the fields of the batch, not by their values. What a step may not change keeps its slots as well.
+        Told by the fields of the batch, not by their values. What a step may not change keeps slots and averages.
         """
         del path, batch
         return True
