@@ -25,7 +25,8 @@ from raylingvo.ops.product import einsum
 class DotProductAttention(nnx.Module):
     """Which positions of its source a query looks at, by the dot product of query * scale and source.
 
-    Variable: per_dim_scale f32[D], at first 0: see `query_scale`. dim_scale: False: the scale is 1 / sqrt(D), untrained.
+    Variable: per_dim_scale f32[D], at first 0: see `query_scale`. dim_scale: False: there is none, the scale is
+    1 / sqrt(D).
     logit_cap: c * tanh(logits / c) before the softmax; None: no cap.
     dropout_rate: of the probabilities, in training. dtype: of all but the softmax, which is float32.
     Source: Lingvo core/attention.py, DotProductAttention.
