@@ -25,6 +25,9 @@ class GradNormTracker:
     averages, this step's included, is above 0.75 (275 steps at the default decay), and none whose norm is below
     `grad_norm_clip_cap_min`. Smaller norms count as `grad_norm_lower_cap`. Lingvo: layers.GradNormTracker.
 
+    The weight of the averages includes this step's, their sums do not: in Lingvo's graph the two are not ordered, and
+    so its runs mostly come out.
+
     As in Lingvo the averages begin at 0, and so does the bound: they must reach the true mean from below. With a small
     `clip_threshold` they do not, and everything is dropped from then on: watch the metric `num_dropped_updates` (Lingvo
     has the count as a variable, total_rejections).
@@ -50,17 +53,17 @@ class GradNormTracker:
 
         What is not finite leaves the averages as they were.
         """
-        total = jnp.maximum(state.total_weight, 1e-6)
-        mean = state.log_mean / total
-        std = jnp.sqrt(jnp.maximum(state.log_mean_squared / total - mean * mean, 1e-6))
-        cap = jnp.maximum(mean + std * self.clip_threshold, jnp.log1p(jnp.float32(self.grad_norm_clip_cap_min)))
-        value = jnp.log1p(jnp.maximum(norm, self.grad_norm_lower_cap))
-        capped = jnp.minimum(value, cap)
 
         def average(old: jax.Array, new: jax.Array | float) -> jax.Array:
             return jnp.where(finite, old + (1 - self.decay) * (new - old), old)
 
         weight = average(state.total_weight, 1.0)
+        total = jnp.maximum(weight, 1e-6)
+        mean = state.log_mean / total
+        std = jnp.sqrt(jnp.maximum(state.log_mean_squared / total - mean * mean, 1e-6))
+        cap = jnp.maximum(mean + std * self.clip_threshold, jnp.log1p(jnp.float32(self.grad_norm_clip_cap_min)))
+        value = jnp.log1p(jnp.maximum(norm, self.grad_norm_lower_cap))
+        capped = jnp.minimum(value, cap)
         keep = finite & ~((value > cap) & (weight > 0.75))
         next_state = TrackerState(
             log_mean=average(state.log_mean, capped),

@@ -24,7 +24,7 @@ def test_a_spike_is_dropped_once_the_averages_have_weight():
 
     mean = square = weight = 0.0
     for norm in norms:
-        total = max(weight, 1e-6)
+        total = weight + 0.1 * (1 - weight)
         cap = mean / total + 4 * np.sqrt(max(square / total - (mean / total) ** 2, 1e-6))
         value = min(np.log1p(norm), cap)
         mean, square, weight = (a + 0.1 * (b - a) for a, b in ((mean, value), (square, value**2), (weight, 1.0)))

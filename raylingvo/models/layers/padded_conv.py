@@ -51,11 +51,13 @@ class _PaddedConv(nnx.Module):
         """
         x = zero_padded(x_BxTxFxC.astype(self.dtype), paddings_BxT)
         y = self._convolve(x, self._kernel().astype(self.dtype))
+        bias = along_last(self.bias[...].astype(self.dtype), y) if hasattr(self, "bias") else jnp.zeros((), y.dtype)
         if self.partial:
             paddings = jnp.zeros(x.shape[:2]) if paddings_BxT is None else paddings_BxT
-            y = y * self.window.missing_ratio(paddings)[:, :, None, None].astype(self.dtype)
-        if hasattr(self, "bias"):
-            y = y + along_last(self.bias[...].astype(self.dtype), y)
+            ratio = self.window.missing_ratio(paddings)[:, :, None, None].astype(self.dtype)
+            y = y * ratio + (bias * ratio if self.window.compat == "lingvo" else bias)
+        else:
+            y = y + bias
         return y, None if paddings_BxT is None else self.window.paddings(paddings_BxT)
 
     @abc.abstractmethod
@@ -73,7 +75,8 @@ class PaddedConv2D(_PaddedConv):
     Variables: kernel f32[Kh, Kw, C, D]; bias f32[D]; scale f32[D].
     window: `TimeWindow`; causal or not, windows lie around their column.
     partial: sums are multiplied by Kh / number of frames of the window that are in the sequence, before the bias is
-      added (partial convolution, Liu et al. 2018; columns outside count as they are).
+      added (partial convolution, Liu et al. 2018; columns outside count as they are). With a window of compat="lingvo",
+      after it is added.
     weight_norm: the kernel of each output is normalised, times 1 + scale (Salimans & Kingma 2016).
     dtype: of the computation; weights are float32.
     Source: Lingvo core/conv_layers_with_time_padding.py, Conv2DLayerWithPadding and CausalConv2DLayerWithPadding.

@@ -30,7 +30,7 @@ class ResidualConfig:
       (Primer). Lingvo: pre_layer_norm, primer_hybrid_norm.
     skip: what the output is added to: the input, the normalised input (Lingvo: add_unnormalized_input=False, as in
       the attention of its Transformer; only for position "pre"), or nothing (add_skip_connection=False).
-    weight: of the sub-layer's output in the sum. dropout_rate: of that output.
+    weight: of the sub-layer's output in the sum, if there is one. dropout_rate: of that output.
     zero_padded: padded positions are 0 before the norm (GShard).
     """
 
@@ -86,8 +86,7 @@ class Residual(nnx.Module):
         if self.post_norm is not None:
             y_BxTxD = self.post_norm(y_BxTxD)
         y_BxTxD = dropout(y_BxTxD, config.dropout_rate, rng)
-        if config.weight != 1:
-            y_BxTxD = y_BxTxD * config.weight
         if config.skip != "none":
-            y_BxTxD = y_BxTxD + (x_BxTxD if config.skip == "input" else entered_BxTxD)
+            weighted_BxTxD = y_BxTxD if config.weight == 1 else y_BxTxD * config.weight
+            y_BxTxD = weighted_BxTxD + (x_BxTxD if config.skip == "input" else entered_BxTxD)
         return self.norm(y_BxTxD) if config.position == "post" else y_BxTxD

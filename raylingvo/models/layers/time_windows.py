@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 Align = Literal["same", "first"]
+Compat = Literal["fixed", "lingvo"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class TimeWindow:
       padding a batch has; a result is padded if any of the `stride` frames that it stands for is, or is missing.
       "first": windows lie around frames 0, stride, 2 * stride, ..., and a result is padded if that frame is.
       (Lingvo's v2_padding.)
+    compat: "lingvo": as Lingvo has them, causal windows of an odd number of columns lie one column further right, and
+      `missing_ratio` counts frames around 0, stride, 2 * stride, ..., wherever windows lie.
     """
 
     size: tuple[int, int]
@@ -31,6 +34,7 @@ class TimeWindow:
     dilation: tuple[int, int] = (1, 1)
     causal: bool = False
     align: Align = "same"
+    compat: Compat = "fixed"
 
     def __post_init__(self) -> None:
         for name in ("size", "stride", "dilation"):
@@ -38,10 +42,16 @@ class TimeWindow:
                 raise ValueError(f"{name} must be two numbers >= 1 (got {pair})")
         if self.align not in get_args(Align):
             raise ValueError(f"align must be one of {', '.join(get_args(Align))} (got {self.align!r})")
+        if self.compat not in get_args(Compat):
+            raise ValueError(f"compat must be one of {', '.join(get_args(Compat))} (got {self.compat!r})")
 
     def padding(self, rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Zeros before and after rows and columns, so that there are ceil(size / stride) results."""
-        return self._rows(rows), _same(columns, self.size[1], self.stride[1], self.dilation[1])
+        sides = _same(columns, self.size[1], self.stride[1], self.dilation[1])
+        if self.compat == "lingvo" and self.causal and self.stride[1] == 1:
+            left = max(sum(sides) - 1, 0) // 2
+            sides = left, sum(sides) - left
+        return self._rows(rows), sides
 
     def paddings(self, paddings_BxT: jax.Array) -> jax.Array:
         """f32[B, t]: which results are padded, from which frames are."""
@@ -56,7 +66,9 @@ class TimeWindow:
         """f32[B, t]: frames in a window / those of them that are in the sequence; 0 if none is."""
         size, stride, dilation = self.size[0], self.stride[0], self.dilation[0]
         length = paddings_BxT.shape[1]
-        kept = jnp.pad((paddings_BxT <= 0).astype(jnp.float32), ((0, 0), self._rows(length)))
+        span = (size - 1) * dilation
+        sides = self._rows(length) if self.compat == "fixed" else (span // 2, span)
+        kept = jnp.pad((paddings_BxT <= 0).astype(jnp.float32), ((0, 0), sides))
         last = (-(-length // stride) - 1) * stride + 1
         windows = [kept[:, i * dilation : i * dilation + last : stride] for i in range(size)]
         count_Bxt = jnp.stack(windows).sum(0)

@@ -251,13 +251,14 @@ def config_of(params, arrays):
     dims = params.get("input_dim")
     dims = dims if isinstance(dims, dict) else dict.fromkeys(("key", "query", "value"), arrays["in_query"].shape[-1])
     rope = params.get("rope")
+    scale = "per_dim" if params.get("enable_per_dim_scale", True) else "sqrt_dim"
     return AttentionConfig(
         model_dim=dims["query"],
         num_heads=params["num_heads"],
-        head_dim=params["hidden_dim"] // params["num_heads"],
+        head_dim=params.get("dim_per_head") or params["hidden_dim"] // params["num_heads"],
         key_dim=dims["key"],
         value_dim=dims["value"],
-        query_scale="per_dim" if params.get("enable_per_dim_scale", True) else "sqrt_dim",
+        query_scale=scale if params.get("enable_query_scale", True) else "none",
         value_projection=params.get("enable_value_proj", True),
         use_bias=params.get("use_bias", True),
         logit_cap=params.get("atten_logit_cap") or None,

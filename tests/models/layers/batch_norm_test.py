@@ -23,7 +23,12 @@ def layer_of(params, features=5):
     if p.pop("freeze_bn_stats", False):
         options |= {"statistics": "frozen"}
     options["zero_padded"] = p.pop("set_padded_output_to_zero", True)
-    p.pop("enable_cross_replica_sum_on_tpu", None)
+    for way in (
+        "enable_cross_replica_sum_on_tpu",
+        "use_fused_batch_norm_for_eval",
+        "add_stats_to_moving_average_variables",
+    ):
+        p.pop(way, None)  # the same numbers
     return BatchNorm(features, rngs=nnx.Rngs(0), **options, **p)
 
 

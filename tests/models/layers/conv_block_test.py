@@ -13,7 +13,7 @@ from raylingvo.models.layers.time_windows import TimeWindow
 
 CONV = {"kernel": "w", "bias": "b", "scale": "g"}
 NORM = {"scale": "bn.gamma", "bias": "bn.beta", "mean": "bn.moving_mean", "variance": "bn.moving_variance"}
-ACTIVATIONS = {"RELU": "relu", "SWISH": "silu", "NONE": "none", "TANH": "tanh", "SIGMOID": "sigmoid"}
+ACTIVATIONS = {"SWISH": "silu", "GELU_APPROXIMATE": "gelu_tanh", "GELU_RAW": "gelu_tanh"}
 
 
 def block_of(params):
@@ -24,9 +24,11 @@ def block_of(params):
         stride=tuple(p.pop("filter_stride")),
         dilation=tuple(p.pop("dilation_rate", (1, 1))),
         causal=p.pop("causal_convolution", False),
+        compat="lingvo",
     )
     conv_last, p["partial"] = p.pop("conv_last", False), p.pop("partial_conv", False)
-    name = ACTIVATIONS[p.pop("activation", "RELU")]
+    name = p.pop("activation", "RELU")
+    name = ACTIVATIONS.get(name, name.lower())
     p.pop("bn_fold_weights", None)  # the same numbers in another way
     norm = None
     if p.pop("batch_norm", True):

@@ -17,7 +17,8 @@ def test_group_norm_is_lingvos(lingvo_vectors):
     cases = [case for case in lingvo_vectors("i_layers") if case[0]["layer"] == "GroupNormLayer"]
     assert cases
     for case, arrays in cases:
-        layer = GroupNorm(arrays["in_x"].shape[-1], rngs=nnx.Rngs(0), **case["params"])
+        params = {name: value for name, value in case["params"].items() if name != "input_rank"}
+        layer = GroupNorm(arrays["in_x"].shape[-1], rngs=nnx.Rngs(0), **params)
         for ours, theirs in NAMES.items():
             getattr(layer, ours)[...] = jnp.asarray(arrays[f"w_{theirs}"]).reshape(-1)
         definition, params = nnx.split(layer)

@@ -10,12 +10,16 @@ from layer_gradients import assert_grad, assert_output, outputs_and_grads
 from raylingvo.models.layers.lconv import LConv, LConvConfig
 
 NORMS = {"bn": "batch", "gn": "group", "ln": "layer"}
-ACTIVATIONS = {"RELU": "relu", "SWISH": "silu", "NONE": "none", "GELU": "gelu"}
+ACTIVATIONS = {"SWISH": "silu", "GELU_APPROXIMATE": "gelu_tanh", "GELU_RAW": "gelu_tanh"}
 NORM_NAMES = {
     "bn": {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "variance": "moving_variance"},
     "gn": {"scale": "gamma", "bias": "beta"},
     "ln": {"scale": "scale", "bias": "bias"},
 }
+
+
+def activation_of(name):
+    return ACTIVATIONS.get(name, name.lower())
 
 
 def variables_of(arrays, prefix, norm):
@@ -54,8 +58,9 @@ def test_lconv_is_lingvos(lingvo_vectors):
             causal=p.pop("is_causal", False),
             norm=NORMS[norm],
             num_groups=2,  # as the recorder chose
-            activation=ACTIVATIONS[p.pop("conv_activation", "SWISH")],
-            gate_activation=ACTIVATIONS[p.pop("glu_activation", "NONE")],
+            activation=activation_of(p.pop("conv_activation", "SWISH")),
+            gate_activation=activation_of(p.pop("glu_activation", "NONE")),
+            dropout_rate=p.pop("dropout_prob", 0.0),  # in evaluation
         )
         assert not p
         layer = LConv(config, rngs=nnx.Rngs(0))

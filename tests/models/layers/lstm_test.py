@@ -21,6 +21,7 @@ def config_of(case):
         "num_output_nodes": "out_features",
         "num_hidden_nodes": "hidden_features",
         "enable_lstm_bias": "bias",
+        "zo_prob": "zoneout",  # in evaluation: the expectation
     }
     normalized = case["layer"].startswith("LayerNormalized")
     return LSTMConfig(layer_norm=normalized, **{names.get(name, name): value for name, value in p.items()})

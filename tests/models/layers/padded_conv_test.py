@@ -27,6 +27,7 @@ def layer_of(case):
         dilation=tuple(p.pop("dilation_rate", (1, 1))),
         causal=case["layer"].startswith("Causal"),
         align="first" if p.pop("v2_padding", False) else "same",
+        compat="lingvo",
     )
     options = {name: p.pop(old) for name, old in (("bias", "bias"), ("weight_norm", "weight_norm")) if old in p}
     options["partial"] = p.pop("partial_conv", False)
@@ -132,6 +133,17 @@ def test_partial_convolution_makes_up_for_what_is_missing():
     np.testing.assert_allclose(y[0], 6, atol=1e-5)
     np.testing.assert_allclose(y[1, :6], 6, atol=1e-5)
     np.testing.assert_allclose(y[1, 6], 1, atol=1e-5)
+
+
+def test_partial_convolution_of_lingvo_scales_the_bias_too():
+    window = TimeWindow(size=(3, 1), compat="lingvo")
+    layer = PaddedConv2D(1, 1, window, partial=True, bias=True, rngs=nnx.Rngs(0))
+    layer.bias[...] = jnp.ones(1)
+    layer.kernel[...] = jnp.ones((3, 1, 1, 1))
+    y, _ = layer(jnp.ones((2, 7, 1, 1)), PADDINGS)
+    # (sum + 1) * 3 / frames; of row 1, four frames are in the sequence.
+    np.testing.assert_allclose(y[0, :, 0, 0], [4.5, 4, 4, 4, 4, 4, 4.5], atol=1e-5)
+    np.testing.assert_allclose(y[1, :, 0, 0], [4.5, 4, 4, 4.5, 6, 0, 0], atol=1e-5)
 
 
 def test_weight_norm_makes_each_kernel_as_long_as_its_scale():

@@ -42,7 +42,9 @@ def layer_of(case, arrays):
         case "AdditiveAttention":
             return AdditiveAttention(source, query, p["hidden_dim"], rngs=rngs), ADDITIVE
         case "DotProductAttention":
-            return DotProductAttention(source, rngs=rngs), {"per_dim_scale": "per_dim_scale"}
+            dim_scale, cap = p.get("use_dim_scale", True), p.get("atten_logit_cap") or None
+            layer = DotProductAttention(source, dim_scale=dim_scale, logit_cap=cap, rngs=rngs)
+            return layer, {"per_dim_scale": "per_dim_scale"}
         case "LocationSensitiveAttention":
             features = [FEATURES[name] for name in p.get("location_features", ["PREV_PROBS"])]
             layer = LocationSensitiveAttention(
@@ -63,6 +65,9 @@ def layer_of(case, arrays):
         num_heads=p["num_attention_heads"],
         kind="additive" if "w_atten.hidden_var" in arrays else "dot_product",
         additive_features=len(arrays["w_atten.hidden_var"]) if "w_atten.hidden_var" in arrays else 0,
+        per_dim_scale=p.get("enable_per_dim_scale", True),
+        project_source=p.get("enable_source_proj", True),
+        project_query=p.get("enable_query_proj", True),
         project_context=p.get("enable_ctx_pre_proj", False),
         attend_to_keys=p.get("use_source_vec_as_attention_value", False),
         output_features=p["ctx_post_proj_dim"] if p.get("enable_ctx_post_proj") else 0,
@@ -112,7 +117,8 @@ def test_attention_is_lingvos(lingvo_vectors, kind):
         for name, value in outputs.items():
             assert_output(value, arrays[f"out_{name}"], case["id"])
         for name, grad in zip(inputs, input_grads, strict=True):
-            assert_grad(grad, arrays[f"gin_{name}"], case["id"])
+            # There is no gradient of contexts that are not used.
+            assert_grad(grad, arrays.get(f"gin_{name}", np.zeros(grad.shape)), case["id"])
         for name, grad in grads.items():
             assert_grad(grad[...], arrays[f"gw_{names[name]}"], case["id"])
         if "out_state0" in arrays:
@@ -209,7 +215,27 @@ def test_one_head_of_many():
     np.testing.assert_allclose(probs, (both[0] + both[1]) / 2, atol=1e-6)
 
 
+def test_a_scale_that_is_not_trained_is_one_over_the_root_of_the_features():
+    """Scales of 0 are that, too."""
+    trained, fixed = heads(project_context=True), heads(project_context=True, per_dim_scale=False)
+    trained, fixed = (
+        (trained, DotProductAttention(D, rngs=nnx.Rngs(0))),
+        (
+            fixed,
+            DotProductAttention(D, dim_scale=False, rngs=nnx.Rngs(0)),
+        ),
+    )
+    for a, b in zip(trained, fixed, strict=True):
+        assert not hasattr(b, "per_dim_scale")
+        probs = (attend(layer, layer.prepare(SOURCE, CONTEXTS, PADDINGS), QUERY)[1] for layer in (a, b))
+        np.testing.assert_allclose(*probs, atol=1e-6)
+
+
 def test_logits_are_capped():
+    dot = DotProductAttention(D, dim_scale=False, logit_cap=0.5, rngs=nnx.Rngs(0))
+    logits = 0.5 * np.tanh(np.einsum("rbd,bsd->rbs", QUERY.reshape(R, B, D), SOURCE) / np.sqrt(D) / 0.5)
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(dot(dot.prepare(SOURCE, CONTEXTS), QUERY)[1], expected.reshape(R * B, S), atol=1e-6)
     layer = heads(project_context=True, logit_cap=1e-3)
     _, probs = layer(layer.prepare(SOURCE, CONTEXTS), QUERY)
     np.testing.assert_allclose(probs, 1 / S, atol=1e-3)

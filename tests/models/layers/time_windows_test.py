@@ -42,6 +42,20 @@ def test_the_ratio_counts_frames_in_the_sequence():
     np.testing.assert_allclose(strided, ratio[:, ::2], rtol=1e-6)
 
 
+def test_what_lingvo_does_differently():
+    """Causal windows of an odd number of columns, and the frames that it counts: (size - 1) // 2 before each stride."""
+    for size, dilation, sides in ((2, 1, (0, 1)), (3, 1, (0, 2)), (5, 1, (1, 3)), (3, 2, (1, 3)), (1, 1, (0, 0))):
+        window = TimeWindow(size=(3, size), dilation=(1, dilation), causal=True, compat="lingvo")
+        assert window.padding(7, 9) == ((2, 0), sides)
+    around = TimeWindow(size=(5, 1), compat="lingvo")
+    np.testing.assert_array_equal(around.missing_ratio(PADDINGS), TimeWindow(size=(5, 1)).missing_ratio(PADDINGS))
+    causal = TimeWindow(size=(5, 1), causal=True, compat="lingvo")
+    np.testing.assert_array_equal(causal.missing_ratio(PADDINGS), around.missing_ratio(PADDINGS))
+    # Of 8 frames, "SAME" windows with a stride of 2 begin at frames -1, 1, ..; those counted at -2, 0, ...
+    strided = TimeWindow(size=(5, 1), stride=(2, 1), compat="lingvo")
+    np.testing.assert_allclose(strided.missing_ratio(jnp.zeros((1, 8)))[0], [5 / 3, 1, 1, 5 / 4], rtol=1e-6)
+
+
 def test_padded_frames_become_0_whatever_they_were():
     x = jnp.full((3, 7, 2, 1), jnp.nan).at[1, :4].set(2.0)
     y = zero_padded(x, PADDINGS)[1, :, 0, 0]
@@ -56,6 +70,7 @@ def test_padded_frames_become_0_whatever_they_were():
         ({"stride": (1,)}, r"stride must be two numbers >= 1 \(got \(1,\)\)"),
         ({"dilation": (1, -1)}, r"dilation must be two numbers >= 1 \(got \(1, -1\)\)"),
         ({"align": "last"}, r"align must be one of same, first \(got 'last'\)"),
+        ({"compat": "tf"}, r"compat must be one of fixed, lingvo \(got 'tf'\)"),
     ],
 )
 def test_what_is_wrong_is_said(options, message):
