@@ -24,7 +24,8 @@ def dev_based(config: DevBased, history: Iterable[tuple[int, float]]) -> DevBase
 
     history: (step, value) of all evaluations so far, in any order. A value is better than the best so far if it beats
     it by more than `tolerance`; NaN (it was not finite) is worse than any number. After a decay, `window` steps are
-    waited for anew. The empty history gives factor 1. Lingvo: DevBasedSchedule.
+    waited for anew. The empty history gives factor 1. Lingvo: DevBasedSchedule, whose mode is always "min": it does not
+    look at that of its metric history.
     """
     state, best = DevBasedState(), None
     sign = 1.0 if config.mode == "max" else -1.0

@@ -13,7 +13,8 @@ def test_dev_based_of_lingvo(lingvo_vectors):
     assert cases
     for case, arrays in cases:
         history = list(zip(arrays["history_steps"].tolist(), arrays["history_values"].tolist(), strict=True))
-        config = DevBased(metric="dev/loss", mode="min" if case["minimize"] else "max", **case["spec"]["params"])
+        # Whatever case["minimize"] is: Lingvo's schedule does not hand it on to what finds the best step.
+        config = DevBased(metric="dev/loss", mode="min", **case["spec"]["params"])
         states = [dev_based(config, history[: i + 1]) for i in range(len(history))]
         np.testing.assert_allclose([state.factor for state in states], arrays["values"], rtol=1e-5)
         for name in ("ref_step", "best_step", "last_step"):
