@@ -4,7 +4,8 @@
 
 Two LSTMs of 512, a vocabulary of 10,000, 32 sentences of 20 tokens, float32, gradient descent, on whatever cores the
 process may use. Ours is the Trainer's own step. The one by hand starts from the same weights, and its first losses are
-compared; PyTorch's is run where it is installed (`pip install torch`). Each runs in a process of its own, in turns.
+compared; PyTorch's is run where it is installed (`pip install torch`). Each runs in a process of its own, which keeps
+freed memory as a Trainer does, in turns.
 Prints one JSON line: `ratio` is our tokens/s over those of the scan by hand, the median over rounds; goals: 0.9, and
 `torch_ratio` 1.0. Exit status 1 if a loss differs by more than 1e-4.
 """
@@ -22,7 +23,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from _compare import in_turn, median, report
+from _compare import in_turn, keep_memory, median, report
 
 V, D, B, T = 10_000, 512, 32, 20
 _RATE = 0.5
@@ -193,6 +194,7 @@ def main() -> int:
     if args.version:
         print(json.dumps(_measure(args.version, args.steps)))
         return 0
+    keep_memory()
     versions = [version for version in _VERSIONS if version != "torch" or importlib.util.find_spec("torch")]
     command = [sys.executable, __file__, "--steps", str(args.steps), "--version"]
     results = in_turn({version: [*command, version] for version in versions}, args.rounds)

@@ -4,7 +4,8 @@
 
 6 layers of 384 features and 6 heads, 16 rows of 128 tokens, vocabulary 256, Adam, float32 (benchmarks/
 _plain_transformer.py). Ours is the Trainer's own step: with its metrics, its check for what is not finite, and its
-global norms. All versions are in this process, and are timed in turns of `--steps` steps. Prints one JSON line:
+global norms. All versions are in this process, which keeps freed memory as a Trainer does, and are timed in turns of
+`--steps` steps. Prints one JSON line:
 `ratio_plain_jax` is the median over rounds of plain JAX's seconds / ours (goal: >= 0.95), `ratio_torch` of PyTorch's
 (>= 1.3), null where torch is not installed.
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from _compare import median, report
+from _compare import keep_memory, median, report
 from _plain_transformer import BATCH, FEATURES, HEADS, LAYERS, LENGTH, VOCABULARY, PlainJax, torch_steps
 
 from raylingvo.data.synthetic import SyntheticPackedRows
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2, help="steps of each version in a round")
     args = parser.parse_args()
+    keep_memory()
     random = np.random.default_rng(0)
     # Each token follows from the one before it by a permutation, so that the losses can be seen to fall.
     table = random.permutation(VOCABULARY)

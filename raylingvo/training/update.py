@@ -156,12 +156,17 @@ def apply(
     if learner.dropped_updates == "zero":
         grads = jax.tree.map(lambda g: jnp.where(keep, g, jnp.zeros_like(g)), grads)
 
-    decrements, slots = learner.optimizer.build().update(grads, state.slots, params, rate=rate)
-    updated = jax.tree.map(lambda p, d: (p - d).astype(p.dtype), params, decrements)
+    def updated_by(grads: Any, slots: Any, params: Any) -> tuple[Any, Any]:
+        decrements, slots = learner.optimizer.build().update(grads, slots, params, rate=rate)
+        return jax.tree.map(lambda p, d: (p - d).astype(p.dtype), params, decrements), slots
+
     if learner.dropped_updates == "skip":
-        updated, slots = jax.tree.map(
-            lambda new, old: jnp.where(keep, new, old), (updated, slots), (params, state.slots)
+        # Not `where`: with a choice for each number XLA copies weights and slots before it overwrites them.
+        updated, slots = jax.lax.cond(
+            keep, updated_by, lambda grads, slots, params: (params, slots), grads, state.slots, params
         )
+    else:
+        updated, slots = updated_by(grads, state.slots, params)
     return Update(updated, LearnerState(slots, tracker), jnp.where(keep, scale, 0.0), finite & ~keep)
 
 

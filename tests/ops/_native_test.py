@@ -18,7 +18,7 @@ from raylingvo.ops import _native
 def nothing_known():
     """Each test looks for the library anew."""
     yield
-    for function in (_native.why_unavailable, _native._library, _native._say_once):
+    for function in (_native.why_unavailable, _native._library, _native.say_once):
         function.cache_clear()
 
 

@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from raylingvo.models.layers.lstm import Frame, LSTMConfig, LSTMState, lstm_step
 from raylingvo.ops.product import einsum
 
 # T frames, B sequences.
+
+_PRODUCT = "product"  # the name that remat knows products by
 
 
 class Loop(NamedTuple):
@@ -19,7 +22,7 @@ class Loop(NamedTuple):
 
     config: LSTMConfig
     reverse: bool  # from the last frame to the first
-    recompute: bool  # the gradient computes a frame again, and so keeps only the states
+    recompute: bool  # the gradient computes products of a frame again, and so keeps only the states
 
 
 def recur(
@@ -84,13 +87,14 @@ def _scan(
 
         def dot(name: str, x: jax.Array, addend: jax.Array) -> jax.Array:
             inputs[name] = x
-            return _product(x, matrices[name], transposed[name]) + added.get(name, addend)
+            return checkpoint_name(_product(x, matrices[name], transposed[name]) + added.get(name, addend), _PRODUCT)
 
         state = lstm_step(loop.config, dot, vectors, state, added["recurrent"], frame_info)
         return state, (state.m, inputs if keep else {})
 
-    if loop.recompute:
-        step = jax.checkpoint(step, prevent_cse=False)  # the loop is a barrier already
+    # What a frame computes from its products is cheaper to compute again than to keep in a dozen small arrays.
+    policy = None if loop.recompute else jax.checkpoint_policies.save_only_these_names(_PRODUCT)
+    step = jax.checkpoint(step, prevent_cse=False, policy=policy)  # the loop is a barrier already
     state, (outputs, inputs) = jax.lax.scan(step, state, (addends, frames), reverse=loop.reverse)
     return outputs, inputs, state
 

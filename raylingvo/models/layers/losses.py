@@ -32,9 +32,8 @@ def class_scores(logits: jax.Array, labels: jax.Array) -> ClassScores:
     classes = _classes_like(logits)
     num_classes = logits.shape[-1]
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    label_logit = jnp.where(classes == labels[..., None], logits, 0.0).sum(axis=-1)
     return ClassScores(
-        label_logit=jnp.where((labels >= 0) & (labels < num_classes), label_logit, jnp.nan),
+        label_logit=jnp.where((labels >= 0) & (labels < num_classes), _picked(logits, labels), jnp.nan),
         log_z=jnp.log(jnp.exp(logits - largest).sum(axis=-1)) + largest[..., 0],
         sum_logits=logits.sum(axis=-1),
         # Not argmax: XLA's is not vectorised on CPUs.
@@ -88,6 +87,24 @@ def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
     # The inner `where` keeps their gradients, 0 * NaN, out as well.
     counts = weights > 0
     return (jnp.where(counts, values, 0.0).astype(jnp.float32) * jnp.where(counts, weights, 0.0)).sum()
+
+
+@jax.custom_vjp
+def _picked(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The logit of each label. Its gradient is a choice for each logit, which XLA fuses with others, and no scatter."""
+    return jnp.take_along_axis(logits, jnp.clip(labels, 0, logits.shape[-1] - 1)[..., None], axis=-1)[..., 0]
+
+
+def _picked_forward(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _picked(logits, labels), (_classes_like(logits), labels)
+
+
+def _picked_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, None]:
+    classes, labels = residuals
+    return jnp.where(classes == labels[..., None], grad[..., None], 0.0), None
+
+
+_picked.defvjp(_picked_forward, _picked_backward)
 
 
 def _classes_like(logits: jax.Array) -> jax.Array:

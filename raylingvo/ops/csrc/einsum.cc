@@ -1,6 +1,8 @@
 // Sums of products over two arrays whose axes are in any order, float32: a matrix product for each element of a batch.
 
 #include <cstdint>
+#include <cstring>
+#include <limits>
 #include <vector>
 
 #include "parallel.h"
@@ -13,7 +15,9 @@ namespace {
 namespace ffi = xla::ffi;
 
 // Parts of equal size for each thread: some threads are slower than others.
-constexpr int64_t kPartsPerThread = 3;
+constexpr int64_t kPartsPerThread = 2;
+// Multiplications that take as long as the copy of a number.
+constexpr double kLeftCopy = 4, kRightCopy = 8, kTransposedCopy = 16;
 // A part has at least so many multiplications: fewer are done before another thread wakes up.
 constexpr int64_t kLeastPart = int64_t{1} << 19;
 
@@ -24,17 +28,27 @@ struct Cut {
   int64_t rows, columns, num_rows, num_columns;
 };
 
+// Parts copy what they read: each part of columns all of the left matrix, each part of rows all of the right one.
 Cut CutInto(int64_t parts, const Product& product, const ProductKernels& kernels) {
-  // Whole tiles. Columns first: what is copied of the right matrix is then copied once.
   const int64_t row_tiles = CeilDiv(product.M, kernels.rows), column_tiles = CeilDiv(product.N, kernels.columns);
-  const int64_t num_columns = std::min(parts, column_tiles);
-  const int64_t num_rows = std::min(CeilDiv(parts, num_columns), row_tiles);
-  Cut cut;
-  cut.rows = CeilDiv(row_tiles, num_rows) * kernels.rows;
-  cut.columns = CeilDiv(column_tiles, num_columns) * kernels.columns;
-  cut.num_rows = CeilDiv(product.M, cut.rows);
-  cut.num_columns = CeilDiv(product.N, cut.columns);
-  return cut;
+  Cut best{};
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t wanted = 1; wanted <= std::min(parts, row_tiles); ++wanted) {
+    Cut cut;
+    cut.rows = CeilDiv(row_tiles, wanted) * kernels.rows;
+    cut.columns = CeilDiv(column_tiles, std::min(CeilDiv(parts, wanted), column_tiles)) * kernels.columns;
+    cut.num_rows = CeilDiv(product.M, cut.rows);
+    cut.num_columns = CeilDiv(product.N, cut.columns);
+    // In multiplications. Of fewer parts than wanted, some threads have none.
+    const double idle = std::max(0.0, 1 - 1.0 * cut.num_rows * cut.num_columns / parts) * product.M * product.N;
+    const double copies = kLeftCopy * cut.num_columns * product.M +
+                          (product.right_column == 1 ? kRightCopy : kTransposedCopy) * cut.num_rows * product.N;
+    if (idle + copies < least) {
+      least = idle + copies;
+      best = cut;
+    }
+  }
+  return best;
 }
 
 // An axis of the batch: its size, and the floats from one element to the next in the left, the right and the result.
@@ -57,8 +71,12 @@ ffi::Error Einsum(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> left, ffi::Buffer<
     num_products *= b[0];
   }
   if (num_products == 0 || whole.M == 0 || whole.N == 0) return ffi::Error::Success();
+  if (whole.K == 0) {
+    std::memset(result->typed_data(), 0, result->size_bytes());
+    return ffi::Error::Success();
+  }
   const int64_t threads = std::max<int64_t>(1, pool.num_threads());
-  const int64_t work = std::max<int64_t>(1, whole.M * whole.N * whole.K);
+  const int64_t work = whole.M * whole.N * whole.K;
   const int64_t worthwhile = std::max<int64_t>(1, work / kLeastPart);
   const int64_t wanted = threads == 1 ? 1 : CeilDiv(threads * kPartsPerThread, num_products);
   const Cut cut = CutInto(std::min(wanted, worthwhile), whole, kernels);
