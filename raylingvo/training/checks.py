@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from raylingvo.data.mixing import MixWithinBatches
 from raylingvo.errors import RequestError
 from raylingvo.training import update
-from raylingvo.training.learner import TASK_LOSS
-from raylingvo.training.optimizers import accumulates, patterns
+from raylingvo.training.learner import TASK_LOSS, weighed_metric
+from raylingvo.training.optimizers import DynamicAccumulator, accumulates, patterns
 from raylingvo.training.paths import check_found, names
 
 if TYPE_CHECKING:
@@ -47,6 +47,12 @@ def check_batch(experiment: Experiment, batch: Any, metrics: Mapping[str, Any], 
     task = type(experiment.task).__name__
     for name, of in experiment.loss_names.items():
         if of == TASK_LOSS:
+            weighed = weighed_metric(of)
+            if isinstance(experiment.learners[name].optimizer, DynamicAccumulator) and weighed not in metrics:
+                raise RequestError(
+                    f"{update.key(name, 'optimizer')}: a DynamicAccumulator counts the weight of the metric "
+                    f"{weighed!r}, which the loss of {task} lacks; it has {', '.join(metrics)}"
+                )
             continue
         key = update.key(name, "loss_name")
         if of not in metrics:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from raylingvo.config import FrozenDict
 from raylingvo.training.grad_norm_tracker import GradNormTracker
-from raylingvo.training.optimizers import Adam, Optimizer
+from raylingvo.training.optimizers import Adam, DynamicAccumulator, Optimizer, every
 from raylingvo.training.paths import check_pattern, matches
 from raylingvo.training.schedules import Constant, Schedule
 
@@ -19,17 +19,16 @@ class Learner:
 
     In this order (training/update.py): gradients of the loss; L2, then L1; what the batch's dataset does not train
     becomes 0; the norm; `Task.adjust_gradients`; clipping, and whether the update is dropped; the optimizer, at
-    learning_rate x schedule(step). An update whose loss or
-    gradients are not finite is always dropped. Regular expressions are searched for in paths such as "layers/0/kernel";
-    one that matches no weight of the model is an error when a run starts. Lingvo: core/learner.py, whose default
-    schedule is Continuous.
+    learning_rate x schedule(step). An update whose loss or gradients are not finite is always dropped.
+    Regular expressions are searched for in paths such as "layers/0/kernel"; one that matches no weight of the model is
+    an error when a run starts. Lingvo: core/learner.py, whose default schedule is Continuous.
     """
 
     learning_rate: float
     schedule: Schedule = Constant()
     optimizer: Optimizer = Adam()
-    # The global L2 norm, or that of each variable by itself, is at most this; 0: off. (With the latter, Lingvo drops no
-    # updates for their norm, whatever is set below.)
+    # The global L2 norm, or that of each variable by itself, is at most this; 0: off. With the latter no update is
+    # dropped for its norm, whatever is set below, and the tracker rests.
     clip_gradient_norm_to_value: float = 0.0
     clip_gradient_single_norm_to_value: float = 0.0
     # Drop updates of a global norm at or above this; 0: off.
@@ -74,6 +73,12 @@ class Learner:
                 "clip_gradient_norm_to_value and clip_gradient_single_norm_to_value exclude each other "
                 f"(got {self.clip_gradient_norm_to_value}, {self.clip_gradient_single_norm_to_value})"
             )
+        for outer in every(self.optimizer):
+            if any(isinstance(one, DynamicAccumulator) for one in outer.inner()):
+                raise ValueError(
+                    "optimizer must have a DynamicAccumulator outermost: the schedule goes by its updates "
+                    f"(got one in {type(outer).__name__})"
+                )
         if self.loss_name is not None:
             _check_loss("loss_name", self.loss_name)
         for field in ("skip_lp_regularization", "bprop_variable_filter", "bprop_variable_exclusion"):
@@ -84,7 +89,9 @@ class Learner:
     @property
     def drops_updates(self) -> bool:
         """Whether there are updates that it drops for their norm."""
-        return self.scale_gradients and bool(self.grad_norm_to_clip_to_zero or self.grad_norm_tracker)
+        clips_each = bool(self.clip_gradient_single_norm_to_value)
+        chooses = bool(self.grad_norm_to_clip_to_zero or self.grad_norm_tracker)
+        return self.scale_gradients and chooses and not clips_each
 
     def trains(self, path: str) -> bool:
         """Whether the variable of this path is one that it trains."""
@@ -118,3 +125,8 @@ def _check_loss(field: str, metric: str) -> None:
 def loss_names(learners: Mapping[str, Learner]) -> dict[str, str]:
     """The metric that each learner minimises, or TASK_LOSS."""
     return {name: learner.loss_name or (TASK_LOSS if name == ONLY else name) for name, learner in learners.items()}
+
+
+def weighed_metric(loss: str) -> str:
+    """The metric whose weight is that of a loss: the name of a metric, or TASK_LOSS."""
+    return "loss" if loss == TASK_LOSS else loss

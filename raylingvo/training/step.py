@@ -12,7 +12,7 @@ import optax
 from raylingvo.metrics.means import accumulate
 from raylingvo.training import update
 from raylingvo.training.average import averaged
-from raylingvo.training.learner import ONLY, TASK_LOSS
+from raylingvo.training.learner import ONLY, TASK_LOSS, weighed_metric
 from raylingvo.training.noise import with_noise
 from raylingvo.training.paths import merge, names
 from raylingvo.training.state import Model, TrainState, Weights
@@ -71,9 +71,10 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple
         before = state.opt_state if several else {ONLY: state.opt_state}
         opt_states, updated = {}, {}
         for name, learner in learners.items():
-            multiplier = learner.schedule(state.step)
+            multiplier = learner.schedule(learner.optimizer.schedule_step(before[name].slots, state.step))
             rate = rates[name] * multiplier
-            made = update.apply(learner, gradients[name], finite, before[name], parts[name], rate)
+            _, weight = metrics.get(weighed_metric(loss_names[name]), (0.0, 1.0))
+            made = update.apply(learner, gradients[name], finite, before[name], parts[name], rate, weight)
             updated[name], opt_states[name] = update.keep_idle(
                 idle, (parts[name], before[name]), (made.params, made.state)
             )

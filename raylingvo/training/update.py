@@ -133,11 +133,18 @@ def adjust(gradients: Gradients, adjusted: Callable[[Mapping[str, jax.Array]], M
 
 
 def apply(
-    learner: Learner, gradients: Gradients, finite: jax.Array, state: LearnerState, params: Any, rate: jax.Array
+    learner: Learner,
+    gradients: Gradients,
+    finite: jax.Array,
+    state: LearnerState,
+    params: Any,
+    rate: jax.Array,
+    weight: jax.Array | float = 1.0,
 ) -> Update:
     """Scales the gradients and updates the weights, if the update is not dropped.
 
     finite: bool[], whether the whole step is; if not, its update is dropped. rate: f32[], the schedule included.
+    weight: f32[], of the loss.
     """
     grads, norm, keep, scale = gradients.grads, gradients.norm, finite, jnp.ones((), jnp.float32)
     tracker = state.tracker
@@ -147,6 +154,7 @@ def apply(
             grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         if clip := learner.clip_gradient_single_norm_to_value:
             grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / optax.tree.norm(g)).astype(g.dtype), grads)
+    if learner.drops_updates:
         if learner.grad_norm_to_clip_to_zero:
             keep = keep & (norm < learner.grad_norm_to_clip_to_zero)
         if learner.grad_norm_tracker is not None:
@@ -157,7 +165,7 @@ def apply(
         grads = jax.tree.map(lambda g: jnp.where(keep, g, jnp.zeros_like(g)), grads)
 
     def updated_by(grads: Any, slots: Any, params: Any) -> tuple[Any, Any]:
-        decrements, slots = learner.optimizer.build().update(grads, slots, params, rate=rate)
+        decrements, slots = learner.optimizer.build().update(grads, slots, params, rate=rate, weight=weight)
         return jax.tree.map(lambda p, d: (p - d).astype(p.dtype), params, decrements), slots
 
     if learner.dropped_updates == "skip":

@@ -5,6 +5,7 @@ import pytest
 from raylingvo.config import dump, load
 from raylingvo.training.grad_norm_tracker import GradNormTracker
 from raylingvo.training.learner import ONLY, TASK_LOSS, Learner, by_name, loss_names
+from raylingvo.training.optimizers import Accumulator, DynamicAccumulator, Sgd
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, float("nan")])
@@ -22,6 +23,10 @@ def test_a_bad_rate_is_refused(rate):
         (
             {"clip_gradient_norm_to_value": 1.0, "clip_gradient_single_norm_to_value": 2.0},
             r"clip_gradient_norm_to_value and clip_gradient_single_norm_to_value exclude each other \(got 1.0, 2.0\)",
+        ),
+        (
+            {"optimizer": Accumulator(optimizer=DynamicAccumulator(optimizer=Sgd(), min_accum_weight=1.0))},
+            r"optimizer must have a DynamicAccumulator outermost: .* \(got one in Accumulator\)",
         ),
         ({"loss_name": "num_rows"}, r"loss_name must be a mean, not a count \(got 'num_rows'\)"),
         ({"bprop_variable_filter": "("}, r"bprop_variable_filter must be a regular expression: .* \(got '\('\)"),

@@ -19,6 +19,8 @@ from raylingvo.training.optimizers import (
     AdaGraft,
     Adam,
     Composite,
+    DistributedShampoo,
+    DynamicAccumulator,
     Momentum,
     Optimizer,
     Part,
@@ -204,6 +206,22 @@ def test_accumulated_batches_are_one_batch_of_their_mean():
         np.testing.assert_array_equal(actual[waiting], actual[waiting - 1])
 
 
+def test_batches_are_gathered_to_a_least_weight_and_their_mean_is_weighted():
+    weights = np.array([2.0, 1.0, 4.0, 0.5, 2.5], np.float32)  # updates after the second, the third and the last
+    built = DynamicAccumulator(optimizer=Sgd(momentum=0.5), min_accum_weight=3.0).build()
+    update = jax.jit(built.update)
+    state, decrements = built.init({"w": START}), []
+    for g, weight in zip(GRADS, weights, strict=True):
+        decrement, state = update({"w": g}, state, {"w": START}, rate=0.1, weight=weight)
+        decrements.append(np.asarray(decrement["w"]))
+    expected, m = [], np.zeros(3)
+    for batches in ([0, 1], [2], [3, 4]):
+        m = 0.5 * m + np.average(GRADS[batches].astype(np.float64), axis=0, weights=weights[batches])
+        expected += [np.zeros(3)] * (len(batches) - 1) + [0.1 * m]
+    np.testing.assert_allclose(decrements, expected, rtol=1e-5)
+    assert (int(state.num_updates), float(state.weight)) == (3, 0.0)
+
+
 # As nnx names the items of a list.
 TREE = {"encoder": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "softmax": {0: jnp.ones(3)}}
 
@@ -254,6 +272,8 @@ EVERY = [
     EGDD(),
     Adafactor(),
     Accumulator(optimizer=Adagrad()),
+    DynamicAccumulator(optimizer=Adagrad(), min_accum_weight=2.0),
+    DistributedShampoo(),
     AdaGraft(magnitude=Sgd(), direction=Adam()),
     Composite(parts={"a.b": Part(optimizer=Sgd(), learning_rate=0.1)}, default=Part(optimizer=Adam())),
 ]
@@ -301,6 +321,10 @@ def test_slots_have_the_types_of_the_weights():
         (lambda: EGDD(initial_gain=200.0), r"initial_gain must be in .* \(got 200.0, \[0.01, 100.0\]\)"),
         (lambda: Adafactor(clipping_threshold=0.0), r"clipping_threshold must be > 0 \(got 0.0\)"),
         (lambda: Accumulator(optimizer=Sgd(), accum_steps=0), r"accum_steps must be >= 1 \(got 0\)"),
+        (
+            lambda: DynamicAccumulator(optimizer=Sgd(), min_accum_weight=0.0),
+            r"min_accum_weight must be > 0 \(got 0.0\)",
+        ),
         (lambda: Part(optimizer=Sgd(), learning_rate=0.0), r"learning_rate must be > 0 \(got 0.0\)"),
         (
             lambda: Composite(parts={"(": Part(optimizer=Sgd())}, default=Part(optimizer=Sgd())),

@@ -12,7 +12,7 @@ from raylingvo.training import checkpoints
 from raylingvo.training.average import exchanged
 from raylingvo.training.grad_norm_tracker import GradNormTracker
 from raylingvo.training.learner import Learner
-from raylingvo.training.optimizers import EGDD, Accumulator, AdaGraft, Adam, Sgd
+from raylingvo.training.optimizers import EGDD, Accumulator, AdaGraft, Adam, DistributedShampoo, Sgd
 from raylingvo.training.schedules import EmaDecay
 from raylingvo.training.state import init_state
 from raylingvo.training.step import make_train_step
@@ -39,7 +39,10 @@ CASES = {
                 learning_rate=0.02,
                 loss_name="loss",
                 bprop_variable_filter="^out/",
-                optimizer=AdaGraft(magnitude=Sgd(), direction=Adam()),
+                optimizer=AdaGraft(
+                    magnitude=Sgd(),
+                    direction=DistributedShampoo(start_preconditioning_steps=1, preconditioning_frequency=2),
+                ),
             ),
         }
     },

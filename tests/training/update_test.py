@@ -19,8 +19,8 @@ from raylingvo.models.task import Task
 from raylingvo.training import update
 from raylingvo.training.grad_norm_tracker import GradNormTracker
 from raylingvo.training.learner import Learner
-from raylingvo.training.optimizers import AdaGraft, Adam, Composite, Part, Sgd
-from raylingvo.training.schedules import Cosine
+from raylingvo.training.optimizers import AdaGraft, Adam, Composite, DynamicAccumulator, Part, Sgd
+from raylingvo.training.schedules import Cosine, PiecewiseConstant
 from raylingvo.training.state import Weights, init_state
 from raylingvo.training.step import make_train_step
 
@@ -135,6 +135,20 @@ def test_each_variable_by_itself():
     decrements, _, scale, _ = updated(sgd(clip_gradient_single_norm_to_value=3.5))
     assert_close(decrements, {"a": GRADS["a"], "b": {"bias": jnp.array([[3.5]])}})
     assert scale == 1
+
+
+def test_clipping_each_by_itself_drops_nothing_for_the_norm_and_leaves_the_tracker():
+    tracker = GradNormTracker(decay=0.5, clip_threshold=0.0)
+    dropping = {"grad_norm_to_clip_to_zero": 1.0, "grad_norm_tracker": tracker}
+    learner = sgd(clip_gradient_single_norm_to_value=3.5, **dropping)
+    decrements, state, scale, _ = updated(learner)
+    assert_close(decrements, {"a": GRADS["a"], "b": {"bias": jnp.array([[3.5]])}})
+    assert scale == 1
+    assert state.tracker == tracker.init()
+    assert "num_dropped_updates" not in update.metric_names(learner, PARAMS)
+    assert updated(sgd(**dropping))[2] == 0
+    # What is not finite is dropped all the same.
+    assert updated(learner, finite=False)[2] == 0
 
 
 def test_clipping_comes_before_the_optimizer():
@@ -288,6 +302,34 @@ def test_several_learners_for_several_losses():
     assert metrics["learning_rate/other"] == pytest.approx(0.2)
     assert metrics["grad_norm/all/other"] == 0
     assert states[-1].opt_state["other"].slots.mu.keys() == {"k"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weighted(Linear):
+    """The loss has weight 2, under this name."""
+
+    loss_metric: str = "loss"
+
+    def loss(self, model, batch, rng):
+        loss, _ = super().loss(model, batch, rng)
+        return loss, {self.loss_metric: (loss, 2.0)}
+
+
+def test_gathered_batches_have_the_weight_of_their_loss_and_the_schedule_goes_by_updates():
+    learner = Learner(
+        learning_rate=0.1,
+        schedule=PiecewiseConstant(boundaries=(1,), values=(1.0, 0.5)),
+        optimizer=DynamicAccumulator(optimizer=Sgd(), min_accum_weight=4.0),
+    )
+    states, batches = steps_of(learner, 4, Weighted())
+    w = [state.weights.params["w"] for state in states]
+    for waiting in (1, 3):
+        np.testing.assert_array_equal(w[waiting], w[waiting - 1])
+    first, second = (np.mean([batches[k]["w"] for k in two], axis=0) for two in ((0, 1), (2, 3)))
+    np.testing.assert_allclose(w[2], w[1] - 0.1 * first, rtol=1e-5)
+    np.testing.assert_allclose(w[4], w[3] - 0.05 * second, rtol=1e-5)
+    with pytest.raises(RequestError, match=r"learner.optimizer: a DynamicAccumulator .* metric 'loss', .* it has mean"):
+        steps_of(learner, 1, Weighted(loss_metric="mean"))
 
 
 def test_no_learner_updates_if_one_is_not_finite():

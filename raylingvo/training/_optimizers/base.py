@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -25,8 +26,14 @@ class Optimizer(abc.ABC):
 
         update(gradients, slots, params, rate=f32[]) -> (decrements, slots); the weights become params - decrements.
         Some optimizers keep decrements in their slots, so the rate is theirs to apply. Without a rate it is 1.
-        `params` are nested dicts, here and in `init(params)`.
+        `params` are nested dicts, here and in `init(params)`. More keywords are for those that know them: `weight`,
+        f32[], is that of the batch's loss.
         """
+
+    def schedule_step(self, slots: Any, step: jax.Array) -> jax.Array:
+        """For which step the learner's schedule gives the rate of the next update: by default for that of the run."""
+        del slots
+        return step
 
 
 def every(optimizer: Optimizer) -> Iterator[Optimizer]:
@@ -46,6 +53,18 @@ def at_rate(direction: optax.GradientTransformation) -> optax.GradientTransforma
         return jax.tree.map(lambda d: rate * d, updates), state
 
     return optax.GradientTransformationExtraArgs(direction.init, update)
+
+
+def with_lengths(lengths: Any, steps: Any) -> Any:
+    """For each variable: the direction of `steps` with the norm of `lengths`; 0 where there is no direction."""
+    return jax.tree.map(
+        lambda length, step: length_ratio(optax.tree.norm(length), optax.tree.norm(step)) * step, lengths, steps
+    )
+
+
+def length_ratio(length: jax.Array, of: jax.Array) -> jax.Array:
+    """length / of, or 0 if `of` is."""
+    return jnp.where(of > 0, length / jnp.where(of > 0, of, 1.0), 0.0)
 
 
 def check_fraction(config: object, *fields: str) -> None:

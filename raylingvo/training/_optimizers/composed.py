@@ -1,10 +1,10 @@
-"""Optimizers made of others: accumulating gradients, one for each part of the weights, grafted."""
+"""Optimizers made of others: one for each part of the weights, grafted."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,73 +12,13 @@ import optax
 
 from raylingvo.config import FrozenDict
 from raylingvo.errors import RequestError
-from raylingvo.training._optimizers.base import Optimizer, check_positive, every
+from raylingvo.training._optimizers.base import Optimizer, check_positive, every, length_ratio, with_lengths
 from raylingvo.training.paths import check_pattern, matches, merge, names, select
-
-
-def accumulates(optimizer: Optimizer) -> bool:
-    """Whether there is an Accumulator in it."""
-    return any(isinstance(one, Accumulator) for one in every(optimizer))
 
 
 def patterns(optimizer: Optimizer) -> list[str]:
     """The regular expressions by which it tells variables apart."""
     return [pattern for one in every(optimizer) if isinstance(one, Composite) for pattern in one.parts]
-
-
-class AccumulatorState(NamedTuple):
-    """The gradients since the last update, and the slots of the optimizer that gets their mean."""
-
-    num_batches: jax.Array  # i32[], since the last update
-    gradients: Any  # their sum, like the weights
-    slots: Any
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Accumulator(Optimizer):
-    """The mean of the gradients of `accum_steps` batches goes to `optimizer`; between, the weights stay.
-
-    The rate is that of the last of these batches. A skipped update does not count (in Lingvo it does, as zeros).
-    Lingvo: Accumulator; XLAShardingAdafactorAccuGrad is one of an Adafactor.
-    """
-
-    optimizer: Optimizer
-    accum_steps: int = 5
-
-    def __post_init__(self) -> None:
-        if self.accum_steps < 1:
-            raise ValueError(f"accum_steps must be >= 1 (got {self.accum_steps})")
-
-    def inner(self) -> tuple[Optimizer, ...]:
-        return (self.optimizer,)
-
-    def build(self) -> optax.GradientTransformationExtraArgs:
-        inner = self.optimizer.build()
-
-        def init(params: optax.Params) -> AccumulatorState:
-            return AccumulatorState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), inner.init(params))
-
-        def update(
-            updates: optax.Updates, state: Any, params: optax.Params | None = None, *, rate: Any = 1.0, **_: Any
-        ) -> tuple[optax.Updates, AccumulatorState]:
-            total = jax.tree.map(lambda a, g: a + g.astype(a.dtype), state.gradients, updates)
-
-            def apply() -> tuple[optax.Updates, AccumulatorState]:
-                mean = jax.tree.map(lambda a: a * (1 / self.accum_steps), total)
-                decrements, slots = inner.update(mean, state.slots, params, rate=rate)
-                zeros = jax.tree.map(jnp.zeros_like, total)
-                return decrements, AccumulatorState(jnp.zeros((), jnp.int32), zeros, slots)
-
-            # The decrements of a float32 rate are float32 whatever the weights are.
-            like = jax.eval_shape(apply)[0]
-
-            def wait() -> tuple[optax.Updates, AccumulatorState]:
-                zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-                return zeros, AccumulatorState(state.num_batches + 1, total, state.slots)
-
-            return jax.lax.cond(state.num_batches + 1 == self.accum_steps, apply, wait)
-
-        return optax.GradientTransformationExtraArgs(init, update)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,17 +117,10 @@ class AdaGraft(Optimizer):
             lengths, first = magnitude.update(updates, state[0], params, rate=rate)
             steps, second = direction.update(updates, state[1], params, rate=direction_rate)
             if self.use_global_norm:
-                ratio = _ratio(optax.tree.norm(lengths), optax.tree.norm(steps))
+                ratio = length_ratio(optax.tree.norm(lengths), optax.tree.norm(steps))
                 grafted = jax.tree.map(lambda step: ratio * step, steps)
             else:
-                grafted = jax.tree.map(
-                    lambda length, step: _ratio(optax.tree.norm(length), optax.tree.norm(step)) * step, lengths, steps
-                )
+                grafted = with_lengths(lengths, steps)
             return grafted, (first, second)
 
         return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _ratio(length: jax.Array, of: jax.Array) -> jax.Array:
-    """0 if there is no direction."""
-    return jnp.where(of > 0, length / jnp.where(of > 0, of, 1.0), 0.0)
