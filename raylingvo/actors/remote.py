@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,6 +186,8 @@ class TrainerActor:
         self._job = job
         self._platform = platform
         self._store = store
+        # A request comes before there is a Trainer, or after: never in between, where an older one would follow it.
+        self._requests = threading.Lock()
         self._trainer: Trainer | None = None
         self._stop_request: bool | None = None  # whether the run will be resumed
         self._rate_factor: float | None = None
@@ -200,26 +203,30 @@ class TrainerActor:
         experiment = self._job.enter(self._platform)
         from raylingvo.actors.trainer import Trainer
 
-        self._trainer = Trainer(experiment, Path(self._job.logdir), _Publisher(self._store))
-        if self._stop_request is not None:
-            self._trainer.stop(resumable=self._stop_request)
-        if self._rate_factor is not None:
-            self._trainer.scale_rate(self._rate_factor)
-        result = self._trainer.run()
-        return {**result, "status": self._trainer.status()}
+        trainer = Trainer(experiment, Path(self._job.logdir), _Publisher(self._store))
+        with self._requests:
+            self._trainer = trainer
+            if self._stop_request is not None:
+                trainer.stop(resumable=self._stop_request)
+            if self._rate_factor is not None:
+                trainer.scale_rate(self._rate_factor)
+        result = trainer.run()
+        return {**result, "status": trainer.status()}
 
     def status(self) -> dict[str, Any] | None:
         return self._trainer and self._trainer.status()
 
     def stop(self, resumable: bool) -> None:
-        self._stop_request = resumable
-        if self._trainer is not None:
-            self._trainer.stop(resumable=resumable)
+        with self._requests:
+            self._stop_request = resumable
+            if self._trainer is not None:
+                self._trainer.stop(resumable=resumable)
 
     def scale_rate(self, factor: float) -> None:
-        self._rate_factor = factor
-        if self._trainer is not None:
-            self._trainer.scale_rate(factor)
+        with self._requests:
+            self._rate_factor = factor
+            if self._trainer is not None:
+                self._trainer.scale_rate(factor)
 
     def snapshot(self, step: int) -> tuple[Any, Any, bool]:
         """(weights, rest or None, True). The last, being small, tells its owner that all of them are there."""

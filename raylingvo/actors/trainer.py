@@ -14,6 +14,7 @@ import jax
 from raylingvo.actors.outbox import Outbox, Snapshot
 from raylingvo.actors.reporter import Reporter, StepClock
 from raylingvo.data.pipeline import TrainInput
+from raylingvo.errors import RequestError
 from raylingvo.experiment import Experiment
 from raylingvo.metrics.means import to_means
 from raylingvo.monitor.atomic import write_atomically
@@ -24,6 +25,10 @@ from raylingvo.training.shapes import StepForShapes
 from raylingvo.training.state import TrainState, init_state, learning_rates, variable_lines
 from raylingvo.training.step import make_train_step
 from raylingvo.training.warm_start import warm_started
+
+
+# What a state is saved with.
+_POSITION = {"input", "reports", "rollbacks", "skipped_updates"}
 
 
 class TrainingFailed(RuntimeError):
@@ -58,7 +63,9 @@ class Trainer:
         self._store = store
         self._stopping = False
         self._resumable = False
-        self._rate_factor = self._asked_rate_factor = 1.0
+        # None: none was asked for since this Trainer was made; the state that it goes on from may have a scaled rate.
+        self._rate_factor: float | None = None
+        self._asked_rate_factor: float | None = None
         self._copier = HostCopier()
         self._outbox = Outbox()
         self._clock = StepClock()
@@ -183,11 +190,13 @@ class Trainer:
 
     def _scale_rate(self) -> None:
         factor = self._asked_rate_factor
-        if factor == self._rate_factor:
+        if factor is None or factor == self._rate_factor:
             return
-        self._happened(f"learning rate x {factor:g} from step {self._step + 1} on")
         self._rate_factor = factor
-        self._state = self._state._replace(learning_rate=learning_rates(self._experiment, factor))
+        rates = learning_rates(self._experiment, factor)
+        if jax.device_get(rates) != jax.device_get(self._state.learning_rate):
+            self._happened(f"learning rate x {factor:g} from step {self._step + 1} on")
+            self._state = self._state._replace(learning_rate=rates)
 
     def _next_batch(self) -> Any:
         start = time.monotonic()
@@ -217,7 +226,10 @@ class Trainer:
         self._rollbacks += 1
         # A run that was interrupted in the middle of a streak has left a checkpoint of it: none to go back to.
         states = (state for state, *_ in self._saved_states() if not state.nonfinite_in_a_row)
-        good = next(states, None) or self._warm_started(init_state(self._experiment, *self._samples))
+        try:
+            good = next(states, None) or self._warm_started(init_state(self._experiment, *self._samples))
+        except RequestError as error:  # of the disk, not of the request: it was right when the run started
+            raise TrainingFailed(f"{where}, and what to go back to cannot be read: {error}") from error
         # The step after that one may be under way: it belongs to the same streak.
         self._skipped_updates += int(self._state.nonfinite_in_a_row) > count
         # Only the weights and the optimizer go back. Step and input go on: the same batches would fail again.
@@ -310,6 +322,11 @@ class Trainer:
                 yield self._published_state(published[1])
                 published = None
             state, position = checkpoints.restore(self._logdir, step, self._abstract)
+            if missing := _POSITION - position.keys():
+                raise RequestError(
+                    f"checkpoint {step} in {self._logdir} was written by another version of raylingvo: "
+                    f"it lacks {', '.join(sorted(missing))}"
+                )
             yield jax.tree.map(jax.numpy.array, exchanged(state)), position, False
         if published is not None:
             yield self._published_state(published[1])

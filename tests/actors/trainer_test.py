@@ -534,6 +534,24 @@ def test_a_rollback_to_the_start_is_one_to_the_same_weights(tmp_path, whole):
     toy.assert_bit_equal(outcome(experiment, tmp_path / "warm")[0].weights.params, other[0].weights.params)
 
 
+def test_a_rollback_to_a_start_that_is_gone_is_no_wrong_request(tmp_path, whole):
+    source = tmp_path / "source"
+    shutil.copytree(whole, source)
+    experiment = nan_at(1, 2, max_steps=4, warm_start=resolved(WarmStart(logdir=str(source))))
+    with pytest.raises(
+        TrainingFailed, match=r"not finite at step 3, and what to go back to .*no checkpoint in .*source"
+    ):
+        train(experiment, tmp_path / "warm", after=1, do=lambda trainer: shutil.rmtree(source))
+
+
+def test_a_checkpoint_of_another_version_is_told_in_one_line(tmp_path):
+    state = jax.device_get(init_state(EXPERIMENT, toy.batches(1)[0]))
+    with contextlib.closing(checkpoints.CheckpointWriter(tmp_path, Checkpoints(), tell=lambda line: None)) as writer:
+        writer.save(3, state, {"input": {}, "rollbacks": 0, "skipped_updates": 0}, on_saved=lambda: None)
+    with pytest.raises(RequestError, match=r"^checkpoint 3 in .* was written by another version .*: it lacks reports$"):
+        train(EXPERIMENT, tmp_path)
+
+
 def test_a_warm_start_that_does_not_fit_is_told_before_the_step_is_compiled(tmp_path, whole):
     rules = (("out/bias", "hidden/bias"),)
     experiment = toy.experiment(warm_start=resolved(WarmStart(logdir=str(whole), rules=rules)))
@@ -544,12 +562,24 @@ def test_a_warm_start_that_does_not_fit_is_told_before_the_step_is_compiled(tmp_
 
 
 def test_the_rate_is_scaled_from_the_next_step_on_and_stays_so(tmp_path):
-    def halve(trainer):
-        trainer.scale_rate(0.5)
-        trainer.stop(resumable=True)
+    told = []
 
-    train(EXPERIMENT, tmp_path, after=5, do=halve)
-    train(EXPERIMENT, tmp_path)
-    assert float(outcome(EXPERIMENT, tmp_path)[0].learning_rate) == np.float32(0.025)
+    def train_with(factor, *, after):
+        def ask(trainer):
+            if factor is not None:
+                trainer.scale_rate(factor)
+            trainer.stop(resumable=True)
+            trainers.append(trainer)
+
+        trainers = []
+        train(EXPERIMENT, tmp_path, after=after, do=ask)
+        told.append([event for event in events(trainers[0]) if "rate" in event])
+
+    train_with(0.5, after=5)
+    train_with(None, after=2)  # steps 6 and 7
+    train_with(0.5, after=1)
+    train_with(1.0, after=2)
+    assert told == [["learning rate x 0.5 from step 5 on"], [], [], ["learning rate x 1 from step 10 on"]]
+    assert float(outcome(EXPERIMENT, tmp_path)[0].learning_rate) == np.float32(0.05)
     rates = {record["step"]: record["learning_rate"] for record in read_metrics(tmp_path / "train")}
-    assert rates == pytest.approx({4: 0.05, 8: 0.025, 10: 0.025})
+    assert rates == pytest.approx({4: 0.05, 8: 0.025, 10: 0.0375})

@@ -1,0 +1,35 @@
+"""Actors as plain objects, without Ray."""
+
+import threading
+import types
+from unittest import mock
+
+from raylingvo.actors import remote
+
+
+def test_a_request_that_comes_while_training_begins_is_the_last_one():
+    asked, late = [], []
+
+    class Trainer:
+        def __init__(self, *args):
+            pass
+
+        def scale_rate(self, factor):
+            if not late:
+                late.append(threading.Thread(target=actor.scale_rate, args=(0.25,)))
+                late[0].start()
+                late[0].join(0.1)  # it may come to its end here, or have to wait for this call
+            asked.append(factor)
+
+        def run(self):
+            late[0].join()
+            return {}
+
+        def status(self):
+            return {}
+
+    actor = remote.TrainerActor(types.SimpleNamespace(enter=lambda platform: None, logdir="", run=""), {}, None)
+    actor.scale_rate(0.5)
+    with mock.patch("raylingvo.actors.trainer.Trainer", Trainer), mock.patch.object(remote, "_Publisher"):
+        actor.run()
+    assert asked == [0.5, 0.25]
