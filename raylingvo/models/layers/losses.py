@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,22 +89,17 @@ def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
     return (jnp.where(counts, values, 0.0).astype(jnp.float32) * jnp.where(counts, weights, 0.0)).sum()
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _picked(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The logit of each label. Its gradient is a choice for each logit, which XLA fuses with others, and no scatter."""
     return jnp.take_along_axis(logits, jnp.clip(labels, 0, logits.shape[-1] - 1)[..., None], axis=-1)[..., 0]
 
 
-def _picked_forward(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _picked(logits, labels), (_classes_like(logits), labels)
-
-
-def _picked_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, None]:
-    classes, labels = residuals
-    return jnp.where(classes == labels[..., None], grad[..., None], 0.0), None
-
-
-_picked.defvjp(_picked_forward, _picked_backward)
+@_picked.defjvp
+def _picked_jvp(primals: tuple[jax.Array, jax.Array], tangents: Any) -> tuple[jax.Array, jax.Array]:
+    logits, labels = primals
+    chosen = _classes_like(logits) == labels[..., None]
+    return _picked(logits, labels), jnp.where(chosen, tangents[0], 0.0).sum(axis=-1)
 
 
 def _classes_like(logits: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,7 @@ from raylingvo.models.layers.feed_forward import FeedForward, FeedForwardConfig
 from raylingvo.models.layers.masks import causal_mask, combine_masks, padding_mask, segment_mask
 from raylingvo.models.layers.moe import MoeConfig, MoeFeedForward
 from raylingvo.models.layers.residual import Residual, ResidualConfig, make_norm
-
-Remat = Literal["nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable"]
+from raylingvo.ops.product import Remat, remat_policy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -292,7 +291,7 @@ class Transformer(nnx.Module):
     def _checkpointed(self, function: Callable) -> Callable:
         if self.config.remat is None:
             return function
-        policy = getattr(jax.checkpoint_policies, self.config.remat)
+        policy = remat_policy(self.config.remat)
         # A scan's body is not merged with its backward pass, so nothing need prevent that.
         return jax.checkpoint(function, policy=policy, prevent_cse=not self.config.scan)
 

@@ -18,12 +18,12 @@ from raylingvo.ops.product._einsum_plan import Equation, make_plan, sizes_of
 # Floats in the widest registers that may be used, of those that the machine has. Tests lower it.
 MAX_WIDTH = 16
 
-_primitive = Primitive("raylingvo_einsum")
+PRIMITIVE = Primitive("raylingvo_einsum")
 
 
 def einsum(equation: Equation, x: jax.Array, y: jax.Array) -> jax.Array:
     """x and y are f32, and there is a plan for their shapes."""
-    return _primitive.bind(x, y, equation=equation)
+    return PRIMITIVE.bind(x, y, equation=equation)
 
 
 def lax_einsum(equation: Equation, x: jax.Array, y: jax.Array, **options: Any) -> jax.Array:
@@ -33,7 +33,7 @@ def lax_einsum(equation: Equation, x: jax.Array, y: jax.Array, **options: Any) -
 
 @functools.partial(jax.jit, static_argnames="equation")
 def _compiled(x: jax.Array, y: jax.Array, *, equation: Equation) -> jax.Array:
-    return _primitive.bind(x, y, equation=equation)
+    return PRIMITIVE.bind(x, y, equation=equation)
 
 
 def _abstract(x: Any, y: Any, *, equation: Equation) -> Any:
@@ -82,12 +82,13 @@ def _batch(args: Any, axes: Any, *, equation: Equation) -> Any:
         mapped = axis is not None
         operands.append(jnp.moveaxis(array, axis, 0) if mapped else array)
         letters.append(letter + part if mapped else part)
-    return einsum(Equation(*letters, letter + equation.result), *operands), 0
+    x, y = operands
+    return einsum(Equation(letters[0], letters[1], letter + equation.result), x, y), 0
 
 
-_primitive.def_impl(_compiled)
-_primitive.def_abstract_eval(_abstract)
-mlir.register_lowering(_primitive, mlir.lower_fun(_for_others, multiple_results=False))
-mlir.register_lowering(_primitive, mlir.lower_fun(_for_cpu, multiple_results=False), platform="cpu")
-ad.defbilinear(_primitive, _gradient_x, _gradient_y)
-batching.primitive_batchers[_primitive] = _batch
+PRIMITIVE.def_impl(_compiled)
+PRIMITIVE.def_abstract_eval(_abstract)
+mlir.register_lowering(PRIMITIVE, mlir.lower_fun(_for_others, multiple_results=False))
+mlir.register_lowering(PRIMITIVE, mlir.lower_fun(_for_cpu, multiple_results=False), platform="cpu")
+ad.defbilinear(PRIMITIVE, _gradient_x, _gradient_y)
+batching.primitive_batchers[PRIMITIVE] = _batch

@@ -60,12 +60,13 @@ def make_plan(equation: Equation, x_shape: Sequence[int], y_shape: Sequence[int]
     strides = [_strides(part, sizes) for part in equation]
     axes = {letter: Axis(sizes[letter], *(of.get(letter, 0) for of in strides)) for letter in letters}
 
-    def merged(order: str, wanted: tuple[bool, bool, bool]) -> list[Axis]:
-        members = (axes[letter] for letter in order if letter in axes)
-        return _merged(axis for axis in members if (axis.x != 0, axis.y != 0, axis.result != 0) == wanted)
+    def merged(order: str, *, x: bool, y: bool) -> list[Axis]:
+        of = [letter for letter in order if (letter in equation.x, letter in equation.y) == (x, y)]
+        return _merged(axes[letter] for letter in of if letter in axes)
 
-    ms, ns = merged(equation.result, (True, False, True)), merged(equation.result, (False, True, True))
-    ks, batch = merged(equation.x, (True, True, False)), merged(equation.result, (True, True, True))
+    ms, ns = merged(equation.result, x=True, y=False), merged(equation.result, x=False, y=True)
+    batch = merged(equation.result, x=True, y=True)
+    ks = merged("".join(letter for letter in equation.x if letter not in equation.result), x=True, y=True)
     if len(ks) > 1:
         return None
     # One axis each; others are more of the batch.

@@ -2,6 +2,8 @@
 
 import functools
 import string
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,10 @@ CASES = {
     "egcd,edf->egcf": [{"e": 3, "g": 2, "c": 5, "d": 30, "f": 33}],
     "bdx,df->bf": [{"b": 5, "d": 9, "f": 8, "x": 1}],  # an axis of size 1 is in one array only
 }
+LARGE = {
+    "nc,cd->nd": {"n": 300, "c": 800, "d": 300},  # parts of columns, and of rows, for several threads
+    "cn,dc->nd": {"n": 540, "c": 400, "d": 900},  # several groups of copied panels
+}
 KEYS = [(equation, i) for equation, sizes in CASES.items() for i in range(len(sizes))]
 
 
@@ -50,13 +56,45 @@ def test_cpp_equals_float64(equation, case):
 
 
 @needs_cpp
-@pytest.mark.parametrize("max_width", [4, 8, 16])
-def test_cpp_equals_float64_on_every_instruction_set(monkeypatch, max_width):
-    monkeypatch.setattr(_einsum_cpp, "MAX_WIDTH", max_width)
+@pytest.mark.parametrize("equation", LARGE)
+def test_cpp_equals_float64_in_parts(equation):
+    x, y = arrays(equation, LARGE[equation])
+    expected = np.einsum(equation, np.asarray(x, np.float64), np.asarray(y, np.float64), optimize=True)
+    assert_close(einsum(equation, x, y, implementation="cpp"), expected)
+
+
+@pytest.fixture(params=[4, 8])
+def narrower(request, monkeypatch):
+    """Registers of so many floats; what was compiled for others is forgotten, before and after."""
+    monkeypatch.setattr(_einsum_cpp, "MAX_WIDTH", request.param)
     jax.clear_caches()
-    for equation in ("bd,df->bf", "nd,cd->nc", "tbi,tbo->io"):
-        test_cpp_equals_float64(equation, 0)
+    yield
     jax.clear_caches()
+
+
+@needs_cpp
+def test_cpp_equals_float64_with_narrower_registers(narrower):
+    for equation, case in KEYS:
+        test_cpp_equals_float64(equation, case)
+
+
+@needs_cpp
+def test_one_thread_and_several_agree_to_the_bit_in_cpp(tmp_path):
+    program = """
+import os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[2])])
+import jax, numpy as np
+from raylingvo.ops import einsum
+x, y = (jax.random.normal(jax.random.key(i), (400, 400)) for i in range(2))
+np.save(sys.argv[1], einsum("nc,dc->nd", x, y, implementation="cpp"))
+"""
+    results = []
+    for threads in (1, 2):
+        file = tmp_path / f"{threads}.npy"
+        # As many threads as the process may use cores.
+        subprocess.run([sys.executable, "-c", program, str(file), str(threads)], check=True)
+        results.append(np.load(file))
+    assert (results[0] == results[1]).all()
 
 
 @needs_cpp
@@ -119,10 +157,13 @@ def test_nothing_leaks_into_rows_and_columns_that_there_are_not_in_cpp():
 
 
 @needs_cpp
-@pytest.mark.parametrize("shapes", [((0, 3), (3, 4)), ((3, 0), (0, 4)), ((2, 3), (3, 0))])
-def test_empty_arrays_of_cpp(shapes):
-    ours = einsum("bd,df->bf", jnp.zeros(shapes[0]), jnp.zeros(shapes[1]), implementation="cpp")
-    assert (ours == jnp.zeros((shapes[0][0], shapes[1][1]))).all()
+@pytest.mark.parametrize("b, d, f", [(0, 3, 4), (3, 0, 4), (2, 3, 0)])
+def test_empty_arrays_of_cpp(b, d, f):
+    for equation, y in (("bd,df->bf", jnp.ones((d, f))), ("bd,fd->bf", jnp.ones((f, d)))):
+        product = functools.partial(einsum, equation, implementation="cpp")
+        assert (product(jnp.ones((b, d)), y) == jnp.full((b, f), d)).all()
+        gradient = jax.grad(lambda x, y, product=product: product(x, y).sum())(jnp.ones((b, d)), y)
+        assert (gradient == jnp.full((b, d), f)).all()
 
 
 def test_axes_that_the_equation_does_not_name():
@@ -154,6 +195,7 @@ def test_sums_of_bf16_can_be_f32():
         ("ab,bc", "must be like 'bd,df->bf'"),
         ("ab->ab", "must be like 'bd,df->bf'"),
         ("ab,...c->ac", "must be like"),
+        ("...b,bc->c", "must be like"),
         ("aa,ac->ac", "each axis of an array by a letter of its own"),
         ("ab,bc->az", "must have axes of its arrays"),
         ("abc,bc->ab", r"x must have the axes 'abc' \(got shape \[2, 3\]\)"),
@@ -169,7 +211,7 @@ def test_what_cpp_cannot_do():
     x = jnp.ones((2, 3))
     with pytest.raises(ValueError, match="implementation must be"):
         einsum("ab,bc->ac", x, x.T, implementation="c")
-    with pytest.raises(ValueError, match="cannot do 'ab,bc->ac' for bfloat16 and bfloat16"):
+    with pytest.raises(ValueError, match=r"is for float32 \(got bfloat16, bfloat16, float32\)"):
         einsum("ab,bc->ac", x.astype(jnp.bfloat16), x.T.astype(jnp.bfloat16), implementation="cpp")
     with pytest.raises(ValueError, match="cannot do 'ab,ab->'"):
         einsum("ab,ab->", x, x, implementation="cpp")
