@@ -13,6 +13,7 @@ from flax import nnx
 
 from raylingvo.models.layers.initializers import gaussian
 from raylingvo.models.layers.variables import param
+from raylingvo.ops.product import einsum
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class RelativeBias(nnx.Module):
         # them, each one later than the row above, are the bias: neither needs a scatter in the backward pass.
         offset_R = jnp.arange(-num_queries + 1, num_keys + 1)
         one_hot_RxJ = jax.nn.one_hot(self.config.bucket(offset_R), self.config.num_buckets, dtype=jnp.float32)
-        value_NxR = jnp.einsum("NJ,RJ->NR", self.table[...], one_hot_RxJ)
+        value_NxR = einsum("nj,rj->nr", self.table[...], one_hot_RxJ)
         heads, distances = value_NxR.shape
         row = distances - 1
         repeated = jnp.tile(value_NxR, (1, num_queries))[:, num_queries - 1 : num_queries - 1 + num_queries * row]
