@@ -61,6 +61,8 @@ class FeedForward(nnx.Module):
         out_dim: int | None = None,
         dtype: DTypeLike = jnp.float32,
     ) -> None:
+        if out_dim is not None and out_dim < 1:
+            raise ValueError(f"out_dim must be >= 1 (got {out_dim})")
         self.config = config
         init = xavier() if config.init == "xavier" else uniform_unit_scaling()
 
@@ -81,7 +83,7 @@ class FeedForward(nnx.Module):
         self.up = into("none" if config.gated else config.activation)
         self.down = Projection(
             config.hidden_dim,
-            out_dim or dim,
+            dim if out_dim is None else out_dim,
             bias=config.use_bias,
             kernel_init=init,
             axes=("mlp", "embed"),

@@ -121,6 +121,8 @@ def test_another_width_comes_out():
     assert not hasattr(alone, "shortcut") and alone(x).shape == (2, 3, 5)
     with pytest.raises(ValueError, match=r"out_dim must be 8 or None for position 'post' .* \(got 5\)"):
         ResidualFeedForward(config, ResidualConfig(position="post"), 8, out_dim=5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"out_dim must be >= 1 \(got 0\)"):
+        ResidualFeedForward(config, ResidualConfig(), 8, out_dim=0, rngs=nnx.Rngs(0))
 
 
 def test_what_is_added():
