@@ -255,11 +255,7 @@ class MultiHeadedAttention(nnx.Module):
 
     def _query(self, query_BxTxD: jax.Array, positions: jax.Array | None) -> jax.Array:
         query_BxTxNxH = self._rotate(self.query(query_BxTxD), positions)
-        if self.config.query_scale == "sqrt_dim":
-            return query_BxTxNxH * self.config.per_head**-0.5
-        if self.scale is not None:
-            return scale_queries(query_BxTxNxH, self.scale[...])
-        return query_BxTxNxH
+        return query_BxTxNxH if self.config.query_scale == "none" else scale_queries(query_BxTxNxH, self.scale)
 
     def _key_values(self, key_BxSxD: jax.Array, value_BxSxD: jax.Array, positions: jax.Array | None) -> KeyValues:
         key_BxSxKxH = self._rotate(self.key(key_BxSxD), positions)

@@ -25,9 +25,9 @@ from raylingvo.ops.product import einsum
 class DotProductAttention(nnx.Module):
     """Which positions of its source a query looks at, by the dot product of query * scale and source.
 
-    Variable: per_dim_scale f32[D], at first 0: see `query_scale`. dim_scale: False: there is none, the scale is
-    1 / sqrt(D).
-    logit_cap: c * tanh(logits / c) before the softmax; None: no cap.
+    Variable: per_dim_scale f32[D], at first 0: see `query_scale`. per_dim_scale=False: there is none, the scale
+    is 1 / sqrt(D).
+    logit_cap: c > 0: c * tanh(logits / c) before the softmax; None: no cap.
     dropout_rate: of the probabilities, in training. dtype: of all but the softmax, which is float32.
     Source: Lingvo core/attention.py, DotProductAttention.
     """
@@ -37,13 +37,14 @@ class DotProductAttention(nnx.Module):
         features: int,
         *,
         rngs: nnx.Rngs,
-        dim_scale: bool = True,
+        per_dim_scale: bool = True,
         logit_cap: float | None = None,
         dropout_rate: float = 0.0,
         dtype: DTypeLike = jnp.float32,
     ) -> None:
-        if dim_scale:
-            self.per_dim_scale = param(rngs, zeros, (features,), ("head_dim",))
+        if logit_cap is not None and not logit_cap > 0:
+            raise ValueError(f"logit_cap must be > 0 or None (got {logit_cap})")
+        self.per_dim_scale = param(rngs, zeros, (features,), ("head_dim",)) if per_dim_scale else None
         self.logit_cap, self.dropout_rate, self.dtype = logit_cap, dropout_rate, dtype
 
     def prepare(
@@ -68,11 +69,7 @@ class DotProductAttention(nnx.Module):
         rng: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """The context [Q, C] and the probabilities f32[Q, S]; arguments and errors as those of `AdditiveAttention`."""
-        query_QxD = query_QxD.astype(self.dtype)
-        if hasattr(self, "per_dim_scale"):
-            query_QxD = scale_queries(query_QxD, self.per_dim_scale[...])
-        else:
-            query_QxD = query_QxD * query_QxD.shape[1] ** -0.5
+        query_QxD = scale_queries(query_QxD.astype(self.dtype), self.per_dim_scale)
         query_RxBxD = by_source(query_QxD, source.keys.shape[0])
         logits_RxBxS = einsum("rbd,bsd->rbs", query_RxBxD, source.keys)
         probs = probabilities(

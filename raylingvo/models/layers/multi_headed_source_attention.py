@@ -32,13 +32,13 @@ class MultiHeadedSourceAttentionConfig:
     hidden_features: N * K, of all heads together.
     kind: how a head compares query and source; its weights are shared by the heads. "additive" as `AdditiveAttention`
       with `additive_features` hidden features (0: K), "dot_product" as `DotProductAttention`.
-    per_dim_scale: "dot_product" trains a scale for each of K features; otherwise it is 1 / sqrt(K).
+    per_dim_scale: "dot_product" trains a scale for each of K features; False: it is 1 / sqrt(K).
     project_source, project_query, project_context: by a kernel to hidden_features; what is not projected is split
       among the heads as it is.
     attend_to_keys: contexts are the projected source, and those given are ignored (use_source_vec_as_attention_value).
     output_features: of a projection of the contexts of all heads, side by side; 0: there is none.
     bias: projections have biases, at first 0.
-    logit_cap: c * tanh(logits / c) before the softmax; None: no cap.
+    logit_cap: c > 0: c * tanh(logits / c) before the softmax; None: no cap.
     head_of_probabilities: which head's probabilities are returned; None: the mean of all.
     dropout_rate: of the probabilities, in training.
     """
@@ -64,6 +64,12 @@ class MultiHeadedSourceAttentionConfig:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))} (got {self.kind!r})")
+        if self.kind == "additive" and not self.per_dim_scale:
+            raise ValueError("per_dim_scale must be True where kind is 'additive', which scales nothing (got False)")
+        if self.kind == "dot_product" and self.additive_features:
+            raise ValueError(f"additive_features must be 0 where kind is 'dot_product' (got {self.additive_features})")
+        if self.logit_cap is not None and not self.logit_cap > 0:
+            raise ValueError(f"logit_cap must be > 0 or None (got {self.logit_cap})")
         if self.num_heads < 1:
             raise ValueError(f"num_heads must be >= 1 (got {self.num_heads})")
         if self.attend_to_keys and self.project_context:
@@ -122,8 +128,7 @@ class MultiHeadedSourceAttention(nnx.Module):
                 setattr(self, f"{name}_bias", param(rngs, zeros, (outputs,), axes[1:]))
         width = config.hidden_features // config.num_heads
         if config.kind == "dot_product":
-            if config.per_dim_scale:
-                self.per_dim_scale = param(rngs, zeros, (width,), ("head_dim",))
+            self.per_dim_scale = param(rngs, zeros, (width,), ("head_dim",)) if config.per_dim_scale else None
         else:
             hidden = config.additive_features or width
             self.additive_source_kernel = param(rngs, additive_init, (width, hidden), ("head_dim", None))
@@ -167,10 +172,7 @@ class MultiHeadedSourceAttention(nnx.Module):
             logits_RxBxSxN = additive_logits(source.keys[None], queries_RxBxNxK[:, :, None], self.additive_hidden[...])
             logits_RxBxNxS = logits_RxBxSxN.swapaxes(2, 3)
         else:
-            if hasattr(self, "per_dim_scale"):
-                queries_QxNxK = scale_queries(queries_QxNxK, self.per_dim_scale[...])
-            else:
-                queries_QxNxK = queries_QxNxK * queries_QxNxK.shape[-1] ** -0.5
+            queries_QxNxK = scale_queries(queries_QxNxK, self.per_dim_scale)
             queries_RxBxNxK = by_source(queries_QxNxK, source.keys.shape[0])
             logits_RxBxNxS = einsum("rbnk,bsnk->rbns", queries_RxBxNxK, source.keys)
         probs_RxBxNxS = probabilities(

@@ -16,3 +16,4 @@ def test_at_first_it_divides_by_the_root_and_keeps_the_dtype():
     scaled = scale_queries(queries, jnp.zeros(4))
     assert scaled.dtype == jnp.bfloat16
     np.testing.assert_allclose(scaled.astype(jnp.float32), queries.astype(jnp.float32) / 2, rtol=1e-2)
+    np.testing.assert_array_equal(scale_queries(queries, None), queries / 2)

@@ -42,8 +42,8 @@ def layer_of(case, arrays):
         case "AdditiveAttention":
             return AdditiveAttention(source, query, p["hidden_dim"], rngs=rngs), ADDITIVE
         case "DotProductAttention":
-            dim_scale, cap = p.get("use_dim_scale", True), p.get("atten_logit_cap") or None
-            layer = DotProductAttention(source, dim_scale=dim_scale, logit_cap=cap, rngs=rngs)
+            scale, cap = p.get("use_dim_scale", True), p.get("atten_logit_cap") or None
+            layer = DotProductAttention(source, per_dim_scale=scale, logit_cap=cap, rngs=rngs)
             return layer, {"per_dim_scale": "per_dim_scale"}
         case "LocationSensitiveAttention":
             features = [FEATURES[name] for name in p.get("location_features", ["PREV_PROBS"])]
@@ -57,15 +57,16 @@ def layer_of(case, arrays):
                 rngs=rngs,
             )
             return layer, LOCATION
+    additive_features = len(arrays.get("w_atten.hidden_var", ()))
     config = MultiHeadedSourceAttentionConfig(
         source_features=source,
         query_features=query,
         context_features=contexts,
         hidden_features=p["hidden_dim"],
         num_heads=p["num_attention_heads"],
-        kind="additive" if "w_atten.hidden_var" in arrays else "dot_product",
-        additive_features=len(arrays["w_atten.hidden_var"]) if "w_atten.hidden_var" in arrays else 0,
-        per_dim_scale=p.get("enable_per_dim_scale", True),
+        kind="additive" if additive_features else "dot_product",
+        additive_features=additive_features,
+        per_dim_scale=additive_features > 0 or p.get("enable_per_dim_scale", True),
         project_source=p.get("enable_source_proj", True),
         project_query=p.get("enable_query_proj", True),
         project_context=p.get("enable_ctx_pre_proj", False),
@@ -88,9 +89,10 @@ def test_attention_is_lingvos(lingvo_vectors, kind):
     for case, arrays in cases:
         layer, names = layer_of(case, arrays)
         for ours, theirs in names.items():
-            assert hasattr(layer, ours) == (f"w_{theirs}" in arrays)
-            if hasattr(layer, ours):
-                getattr(layer, ours)[...] = jnp.asarray(arrays[f"w_{theirs}"])
+            variable = getattr(layer, ours, None)
+            assert (variable is not None) == (f"w_{theirs}" in arrays)
+            if variable is not None:
+                variable[...] = jnp.asarray(arrays[f"w_{theirs}"])
         definition, params = nnx.split(layer)
         a = {name: jnp.asarray(x) for name, x in arrays.items()}
 
@@ -222,17 +224,17 @@ def test_a_scale_that_is_not_trained_is_one_over_the_root_of_the_features():
         (trained, DotProductAttention(D, rngs=nnx.Rngs(0))),
         (
             fixed,
-            DotProductAttention(D, dim_scale=False, rngs=nnx.Rngs(0)),
+            DotProductAttention(D, per_dim_scale=False, rngs=nnx.Rngs(0)),
         ),
     )
     for a, b in zip(trained, fixed, strict=True):
-        assert not hasattr(b, "per_dim_scale")
+        assert b.per_dim_scale is None
         probs = (attend(layer, layer.prepare(SOURCE, CONTEXTS, PADDINGS), QUERY)[1] for layer in (a, b))
         np.testing.assert_allclose(*probs, atol=1e-6)
 
 
 def test_logits_are_capped():
-    dot = DotProductAttention(D, dim_scale=False, logit_cap=0.5, rngs=nnx.Rngs(0))
+    dot = DotProductAttention(D, per_dim_scale=False, logit_cap=0.5, rngs=nnx.Rngs(0))
     logits = 0.5 * np.tanh(np.einsum("rbd,bsd->rbs", QUERY.reshape(R, B, D), SOURCE) / np.sqrt(D) / 0.5)
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(dot(dot.prepare(SOURCE, CONTEXTS), QUERY)[1], expected.reshape(R * B, S), atol=1e-6)
@@ -253,6 +255,9 @@ def test_only_one_side_with_segments_is_refused_and_so_are_queries_that_do_not_d
     ("options", "message"),
     [
         ({"kind": "other"}, r"kind must be one of dot_product, additive \(got 'other'\)"),
+        ({"kind": "additive", "per_dim_scale": False}, r"per_dim_scale must be True where kind is 'additive'"),
+        ({"additive_features": 3}, r"additive_features must be 0 where kind is 'dot_product' \(got 3\)"),
+        ({"logit_cap": 0.0}, r"logit_cap must be > 0 or None \(got 0.0\)"),
         ({"num_heads": 0}, r"num_heads must be >= 1 \(got 0\)"),
         ({"hidden_features": 7}, r"hidden_features must be divisible by 2 heads \(got 7\)"),
         ({"context_features": 7}, r"context_features must be divisible by 2 heads \(got 7\)"),
@@ -264,6 +269,12 @@ def test_only_one_side_with_segments_is_refused_and_so_are_queries_that_do_not_d
 def test_a_config_says_what_is_wrong(options, message):
     with pytest.raises(ValueError, match=message):
         heads(**options)
+
+
+@pytest.mark.parametrize("cap", [0.0, -1.0])
+def test_a_cap_of_dot_products_is_positive(cap):
+    with pytest.raises(ValueError, match=rf"logit_cap must be > 0 or None \(got {cap}\)"):
+        DotProductAttention(D, logit_cap=cap, rngs=nnx.Rngs(0))
 
 
 def test_location_arguments_are_checked():
