@@ -158,7 +158,7 @@ def test_a_transformer_cycle_warms_up_again_and_an_end_holds():
 
 def test_the_square_root_reaches_zero():
     fixed, lingvo = (
-        SqrtDecayToZero(warmup_steps=100, starting_lr=0.1, final_steps=400, compat=c) for c in ("fixed", "lingvo")
+        SqrtDecayToZero(warmup_steps=100, starting_lr=0.1, final_steps=400, compat=c) for c in (None, "lingvo")
     )
     # a (1 / sqrt(t) - 1 / 20), a = 2: 0.1 at step 100.
     np.testing.assert_allclose(values(fixed, [0, 100, 225, 400, 900]), [0.1, 0.1, 2 / 15 - 0.1, 0, 0], atol=1e-7)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 Align = Literal["same", "first"]
-Compat = Literal["fixed", "lingvo"]
+Compat = Literal["lingvo"] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class TimeWindow:
     dilation: tuple[int, int] = (1, 1)
     causal: bool = False
     align: Align = "same"
-    compat: Compat = "fixed"
+    compat: Compat = None
 
     def __post_init__(self) -> None:
         for name in ("size", "stride", "dilation"):
@@ -42,8 +42,8 @@ class TimeWindow:
                 raise ValueError(f"{name} must be two numbers >= 1 (got {pair})")
         if self.align not in get_args(Align):
             raise ValueError(f"align must be one of {', '.join(get_args(Align))} (got {self.align!r})")
-        if self.compat not in get_args(Compat):
-            raise ValueError(f"compat must be one of {', '.join(get_args(Compat))} (got {self.compat!r})")
+        if self.compat not in (None, "lingvo"):
+            raise ValueError(f"compat must be None or 'lingvo' (got {self.compat!r})")
 
     def padding(self, rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Zeros before and after rows and columns, so that there are ceil(size / stride) results."""
@@ -67,7 +67,7 @@ class TimeWindow:
         size, stride, dilation = self.size[0], self.stride[0], self.dilation[0]
         length = paddings_BxT.shape[1]
         span = (size - 1) * dilation
-        sides = self._rows(length) if self.compat == "fixed" else (span // 2, span)
+        sides = self._rows(length) if self.compat is None else (span // 2, span)
         kept = jnp.pad((paddings_BxT <= 0).astype(jnp.float32), ((0, 0), sides))
         last = (-(-length // stride) - 1) * stride + 1
         windows = [kept[:, i * dilation : i * dilation + last : stride] for i in range(size)]

@@ -178,12 +178,14 @@ class SqrtDecayToZero(Schedule):
     warmup_steps: float = 10_000
     starting_lr: float = 0.01
     final_steps: float = 100_000
-    compat: Literal["fixed", "lingvo"] = "fixed"
+    compat: Literal["lingvo"] | None = None
 
     def __post_init__(self) -> None:
         check_positive(self, "warmup_steps", "starting_lr")
         if not self.warmup_steps < self.final_steps:
             raise ValueError(f"final_steps must be > warmup_steps (got {self.final_steps}, {self.warmup_steps})")
+        if self.compat not in (None, "lingvo"):
+            raise ValueError(f"compat must be None or 'lingvo' (got {self.compat!r})")
 
     def __call__(self, step: jax.Array) -> jax.Array:
         start, end = math.sqrt(self.warmup_steps), math.sqrt(self.final_steps)

@@ -70,7 +70,7 @@ def test_padded_frames_become_0_whatever_they_were():
         ({"stride": (1,)}, r"stride must be two numbers >= 1 \(got \(1,\)\)"),
         ({"dilation": (1, -1)}, r"dilation must be two numbers >= 1 \(got \(1, -1\)\)"),
         ({"align": "last"}, r"align must be one of same, first \(got 'last'\)"),
-        ({"compat": "tf"}, r"compat must be one of fixed, lingvo \(got 'tf'\)"),
+        ({"compat": "tf"}, r"compat must be None or 'lingvo' \(got 'tf'\)"),
     ],
 )
 def test_what_is_wrong_is_said(options, message):
