@@ -73,8 +73,9 @@ def test_harmonics_are_the_waves_of_a_fourier_transform(length, dim):
 
 
 def test_lingvo_sinusoidal(lingvo_vectors):
-    """The README counts a case of this layer, which need not be among the given ones."""
-    for case, arrays in cases(lingvo_vectors, "SinusoidalPositionalEmbeddingLayer"):
+    if not (found := cases(lingvo_vectors, "SinusoidalPositionalEmbeddingLayer")):
+        pytest.skip("none of these vectors is of SinusoidalPositionalEmbeddingLayer")
+    for case, arrays in found:
         (out,) = (v for k, v in arrays.items() if k.startswith("out_"))
         np.testing.assert_allclose(harmonics(*out.shape), out, atol=2e-5, err_msg=case["id"])
 
