@@ -49,6 +49,9 @@ class TransformerLm(NextTokenModel):
             raise ValueError(f"learned_positions must be >= 0 (got {self.learned_positions})")
         if self.learned_positions and self.sinusoid_positions:
             raise ValueError(f"learned_positions must be 0 with sinusoid_positions (got {self.learned_positions})")
+        if self.sinusoid_positions and self.stack.attention.model_dim % 2:
+            got = self.stack.attention.model_dim
+            raise ValueError(f"stack.attention.model_dim must be even with sinusoid_positions (got {got})")
         if not self.embedding_stddev > 0:
             raise ValueError(f"embedding_stddev must be > 0 (got {self.embedding_stddev})")
         if not 0 <= self.dropout < 1:

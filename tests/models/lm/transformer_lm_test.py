@@ -183,6 +183,10 @@ def test_sinusoids_are_positions_that_are_not_learned():
         np.testing.assert_allclose(logits(fixed, **batch), logits(learned, **batch), atol=1e-5)
     with pytest.raises(ValueError, match=r"learned_positions must be 0 with sinusoid_positions \(got 64\)"):
         dataclasses.replace(model("learned"), sinusoid_positions=True)
+    stack = model("learned").stack
+    odd = dataclasses.replace(stack, attention=dataclasses.replace(stack.attention, model_dim=7, head_dim=4))
+    with pytest.raises(ValueError, match=r"stack.attention.model_dim must be even with sinusoid_positions \(got 7\)"):
+        dataclasses.replace(model("learned"), learned_positions=0, sinusoid_positions=True, stack=odd)
 
 
 def test_an_untied_softmax_has_its_own_kernel_and_bias():
