@@ -222,7 +222,7 @@ class Supervisor:
         """What evaluations have to say about the learning rate, and about the end."""
         train = self._experiment.train
         if train.dev_based is not None:
-            factor = dev_based(train.dev_based, self._history(train.dev_based.metric)).factor
+            factor = dev_based(train.dev_based, self._history(train.dev_based.metric))
             if factor != self._rate_factor:
                 self._rate_factor = factor
                 self._trainer.scale_rate.remote(factor)

@@ -26,7 +26,6 @@ from raylingvo.training.state import TrainState, init_state, learning_rates, var
 from raylingvo.training.step import make_train_step
 from raylingvo.training.warm_start import warm_started
 
-
 # What a state is saved with.
 _POSITION = {"input", "reports", "rollbacks", "skipped_updates"}
 

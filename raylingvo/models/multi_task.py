@@ -53,7 +53,15 @@ class MultiTask(Task):
     def adjust_gradients(self, grads: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, jax.Array]:
         name, own = self._split(batch)
         own_paths = {path: own_path for path, own_path in _own_paths(self)[name].items() if path in grads}
-        adjusted = self.tasks[name].adjust_gradients({own_paths[path]: grads[path] for path in own_paths}, own)
+        given = {own_path: grads[path] for path, own_path in own_paths.items()}
+        adjusted = self.tasks[name].adjust_gradients(given, own)
+        if adjusted is given:
+            return grads
+        if wrong := sorted(adjusted.keys() ^ given.keys()):
+            raise ValueError(
+                f"adjust_gradients of the task {name} must return the names that it got, and no others "
+                f"(not so {', '.join(wrong)})"
+            )
         return {**grads, **{path: adjusted[own_path] for path, own_path in own_paths.items()}}
 
     def eval_metrics(self, model: nnx.Module, batch: Batch) -> WeightedMetrics:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,14 +19,14 @@ def averaged(
     average: Weights | tuple[()],
     weights: Weights,
     step: jax.Array,
-    idle: Callable[[str], bool] = lambda path: False,
+    idle: Collection[str] = (),
 ) -> Weights | tuple[()]:
     """The average after a step: decay * average + (1 - decay) * weights, if there are averages.
 
     weights: after the update of the batch number `step`. Variables that are not trained are taken as they are, unless
-    `train.ema_decay_moving_vars`. idle: whether the step leaves the variable of a path alone; its average rests too.
-    So the weights of one of several tasks are averaged over the steps of that task. Lingvo: ema_decay and ema_schedule
-    of p.train; each task's own training updates its averages.
+    `train.ema_decay_moving_vars`. idle: paths of variables that the step leaves alone; their averages rest too. So the
+    weights of one of several tasks are averaged over the steps of that task. Lingvo: ema_decay and ema_schedule of
+    p.train; each task's own training updates its averages.
     """
     if not isinstance(average, Weights):
         return ()
@@ -35,7 +35,7 @@ def averaged(
     def mix(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
         if not jnp.issubdtype(new.dtype, jnp.floating):
             return new
-        if idle(jax.tree_util.keystr(path, simple=True, separator="/")):
+        if jax.tree_util.keystr(path, simple=True, separator="/") in idle:
             return old
         return (new + decay * (old - new)).astype(new.dtype)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_variables(experiment: Experiment, params: Mapping[str, Any]) -> None:
-    """Raises RequestError if learners share or lack variables, or a regular expression matches no weight.
+    """Raises RequestError if learners share or lack variables, a pattern matches no weight, or metrics share a name.
 
     params: nested dicts of all weights. An expression of a learner must match a weight of the model, which need not be
     the learner's. Expressions that nothing uses, such as `vn_variables` without noise, are not looked at.
@@ -28,15 +28,18 @@ def check_variables(experiment: Experiment, params: Mapping[str, Any]) -> None:
     if experiment.train.vn_std:
         check_found("train.vn_variables", experiment.train.vn_variables, paths)
     for name, learner in experiment.learners.items():
-        check_found(update.key(name, "bprop_variable_filter"), learner.bprop_variable_filter, paths)
-        check_found(update.key(name, "bprop_variable_exclusion"), learner.bprop_variable_exclusion, paths)
+        check_found(update.learner_key(name, "bprop_variable_filter"), learner.bprop_variable_filter, paths)
+        check_found(update.learner_key(name, "bprop_variable_exclusion"), learner.bprop_variable_exclusion, paths)
         if learner.l1_regularizer_weight is not None or learner.l2_regularizer_weight is not None:
-            check_found(update.key(name, "skip_lp_regularization"), learner.skip_lp_regularization, paths)
+            check_found(update.learner_key(name, "skip_lp_regularization"), learner.skip_lp_regularization, paths)
         for pattern in learner.bprop_variable_filters:
-            check_found(update.key(name, "bprop_variable_filters"), pattern, paths)
+            check_found(update.learner_key(name, "bprop_variable_filters"), pattern, paths)
         for pattern in patterns(learner.optimizer):
-            check_found(update.key(name, "optimizer.parts"), pattern, paths)
-    update.partition(experiment.learners, params)
+            check_found(update.learner_key(name, "optimizer.parts"), pattern, paths)
+    for name, part in update.partition(experiment.learners, params).items():
+        if experiment.learners[name].report_variable_norms and "all" in dict(names(part)):
+            key = update.learner_key(name, "report_variable_norms")
+            raise RequestError(f"{key}: grad_norm/all is of all variables, but there is one that is named 'all'")
 
 
 def check_batch(experiment: Experiment, batch: Any, metrics: Mapping[str, Any], paths: Sequence[str]) -> None:
@@ -50,11 +53,11 @@ def check_batch(experiment: Experiment, batch: Any, metrics: Mapping[str, Any], 
             weighed = weighed_metric(of)
             if isinstance(experiment.learners[name].optimizer, DynamicAccumulator) and weighed not in metrics:
                 raise RequestError(
-                    f"{update.key(name, 'optimizer')}: a DynamicAccumulator counts the weight of the metric "
+                    f"{update.learner_key(name, 'optimizer')}: a DynamicAccumulator counts the weight of the metric "
                     f"{weighed!r}, which the loss of {task} lacks; it has {', '.join(metrics)}"
                 )
             continue
-        key = update.key(name, "loss_name")
+        key = update.learner_key(name, "loss_name")
         if of not in metrics:
             raise RequestError(f"{key}: the loss of {task} has no metric {of!r}; it has {', '.join(metrics)}")
         value = metrics[of][0]
@@ -66,11 +69,11 @@ def check_batch(experiment: Experiment, batch: Any, metrics: Mapping[str, Any], 
             sources = () if isinstance(data, MixWithinBatches) else getattr(data, "datasets", ())
             if "source_id" not in batch or len(sources) != len(filters):
                 raise RequestError(
-                    f"{update.key(name, 'bprop_variable_filters')} must be one for each dataset of a mixture batch by "
-                    f"batch (got {len(filters)}; train.dataset is {type(data).__name__} of {len(sources)} such ones)"
+                    f"{update.learner_key(name, 'bprop_variable_filters')} must be one for each dataset of a mixture "
+                    f"batch by batch (got {len(filters)}; train.dataset is {type(data).__name__} of {len(sources)} such ones)"
                 )
     rests = not all(experiment.task.trains(path, batch) for path in paths)
     for name, learner in experiment.learners.items():
         if rests and accumulates(learner.optimizer):
-            key = update.key(name, "optimizer")
+            key = update.learner_key(name, "optimizer")
             raise RequestError(f"{key}: an Accumulator counts steps that change all variables; this task's do not")

@@ -60,9 +60,9 @@ def metric_name(name: str, learner: str) -> str:
     return name if learner == ONLY else f"{name}/{learner}"
 
 
-def key(learner: str, field: str) -> str:
-    """The dotted key of a learner's field, in an experiment."""
-    return f"learner.{field}" if learner == ONLY else f"learner.{learner}.{field}"
+def learner_key(name: str, field: str | None = None) -> str:
+    """The dotted key of a learner, or of a field of it, in an experiment."""
+    return ".".join(["learner", *([] if name == ONLY else [name]), *([] if field is None else [field])])
 
 
 def partition(learners: Mapping[str, Learner], params: Any) -> dict[str, Any]:
@@ -70,16 +70,16 @@ def partition(learners: Mapping[str, Learner], params: Any) -> dict[str, Any]:
     parts = {name: select(params, learner.trains) for name, learner in learners.items()}
     owners: dict[str, str] = {}
     for name, part in parts.items():
-        learner = "learner" if name == ONLY else f"learner.{name}"
         if not part:
             raise RequestError(
-                f"{learner}: bprop_variable_filter and bprop_variable_exclusion leave no variable to train; "
+                f"{learner_key(name)}: bprop_variable_filter and bprop_variable_exclusion leave no variable to train; "
                 f"there are {shown([path for path, _ in names(params)])}"
             )
         for path, _ in names(part):
             if path in owners:
                 raise RequestError(
-                    f"{learner} and learner.{owners[path]} both train {path}; tell them apart by bprop_variable_filter"
+                    f"{learner_key(name)} and {learner_key(owners[path])} both train {path}; "
+                    "tell them apart by bprop_variable_filter"
                 )
             owners[path] = name
     return parts
@@ -126,9 +126,16 @@ def adjust(gradients: Gradients, adjusted: Callable[[Mapping[str, jax.Array]], M
     after = adjusted(before)
     if after is before:
         return gradients
-    shapes, expected = ({path: x.shape for path, x in arrays.items()} for arrays in (after, before))
-    if shapes != expected:
-        raise ValueError(f"adjust_gradients must return gradients of the same names and shapes (got {shapes})")
+    got, want = (
+        {path: f"{jnp.result_type(x)}{jnp.shape(x)}" for path, x in arrays.items()} for arrays in (after, before)
+    )
+    if got != want:
+        wrong = [path for path in {**want, **got} if got.get(path) != want.get(path)]
+        differences = (f"{path}: {got.get(path, 'none')} for {want.get(path, 'none')}" for path in wrong)
+        raise ValueError(
+            "adjust_gradients must return gradients of the same names, shapes and dtypes "
+            f"(got {', '.join(differences)})"
+        )
     return gradients._replace(grads=with_values(gradients.grads, after))
 
 
@@ -169,7 +176,8 @@ def apply(
         return jax.tree.map(lambda p, d: (p - d).astype(p.dtype), params, decrements), slots
 
     if learner.dropped_updates == "skip":
-        # Not `where`: with a choice for each number XLA copies weights and slots before it overwrites them.
+        # Not `where`: with a choice for each number XLA copies weights and slots before it overwrites them. On a CPU
+        # these were 300 copies, 5 % of a Transformer's step.
         updated, slots = jax.lax.cond(
             keep, updated_by, lambda grads, slots, params: (params, slots), grads, state.slots, params
         )

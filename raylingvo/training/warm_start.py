@@ -45,7 +45,8 @@ def warm_started(state: TrainState, settings: WarmStart) -> TrainState:
     another shape.
     """
     if settings.checkpoint == "latest":
-        raise ValueError("settings must be resolved: a checkpoint that is the latest now need not be so later")
+        # What is the latest now need not be so later.
+        raise ValueError(f"checkpoint must be a step (got {settings.checkpoint!r}): call resolved() first")
     ours = dict([*names(state.weights.params), *names(state.weights.extra)])  # in these trees, a path is unique
     _check_rules(settings.rules, list(ours))
     settings = resolved(settings)

@@ -538,9 +538,7 @@ def test_a_rollback_to_a_start_that_is_gone_is_no_wrong_request(tmp_path, whole)
     source = tmp_path / "source"
     shutil.copytree(whole, source)
     experiment = nan_at(1, 2, max_steps=4, warm_start=resolved(WarmStart(logdir=str(source))))
-    with pytest.raises(
-        TrainingFailed, match=r"not finite at step 3, and what to go back to .*no checkpoint in .*source"
-    ):
+    with pytest.raises(TrainingFailed, match=r"not finite at step 3, and what to go back to .*no checkpoint in"):
         train(experiment, tmp_path / "warm", after=1, do=lambda trainer: shutil.rmtree(source))
 
 

@@ -114,6 +114,9 @@ def test_a_task_adjusts_its_own_gradients_under_its_own_names():
     task = MultiTask(tasks={"a": A, "b": Negated()}, shared=("hidden",))
     grads = dict.fromkeys(("a/hidden/bias", "a/out/bias", "b/out/bias"), 1.0)
     assert task.adjust_gradients(grads, BATCH) == grads | {"a/hidden/bias": -1.0}
+    assert SHARED.adjust_gradients(grads, BATCH) is grads
+    with pytest.raises(ValueError, match=r"of the task b must return the names that it got, .*\(not so out/kernel\)"):
+        task.adjust_gradients(grads | {"b/out/kernel": 1.0}, BATCH)
 
 
 def test_each_task_computes_what_it_computes_alone():

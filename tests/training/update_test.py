@@ -17,6 +17,7 @@ from raylingvo.errors import RequestError
 from raylingvo.metrics.means import to_means, zeros_like_metrics
 from raylingvo.models.task import Task
 from raylingvo.training import update
+from raylingvo.training.checks import check_variables
 from raylingvo.training.grad_norm_tracker import GradNormTracker
 from raylingvo.training.learner import Learner
 from raylingvo.training.optimizers import AdaGraft, Adam, Composite, DynamicAccumulator, Part, Sgd
@@ -270,11 +271,23 @@ def test_filters_are_one_for_each_dataset_of_a_mixture(mixture, filters, message
         assert moved == {"hidden", "out"} - {untrained}
 
 
+def test_without_filters_a_batch_may_have_any_source_id():
+    experiment = toy.experiment(task=Linear(), learner=sgd())
+    batch = {v: np.ones(shape, np.float32) for v, shape in SHAPES.items()} | {"source_id": np.int32(0)}
+    jax.eval_shape(make_train_step(experiment), init_state(experiment, batch), batch)
+
+
 def test_gradients_must_be_adjusted_to_the_same_shapes():
     gradients = update.regularize(sgd(), GRADS, PARAMS)
     assert update.adjust(gradients, lambda grads: grads) is gradients
-    with pytest.raises(ValueError, match="adjust_gradients must return gradients of the same names and shapes"):
-        update.adjust(gradients, lambda grads: {"a": grads["a"]})
+    for after, message in (
+        ({"a": GRADS["a"]}, r"b/bias: none for float32\(1, 1\)"),
+        ({"a": GRADS["a"][:1], "b/bias": GRADS["b"]["bias"]}, r"a: float32\(1,\) for float32\(2,\)"),
+        ({"a": GRADS["a"].astype(jnp.bfloat16), "b/bias": GRADS["b"]["bias"]}, r"a: bfloat16\(2,\) for float32\(2,\)"),
+    ):
+        refused = r"adjust_gradients must return gradients of the same names, shapes and dtypes"
+        with pytest.raises(ValueError, match=rf"{refused} \(got {message}\)"):
+            update.adjust(gradients, lambda grads, after=after: after)
 
 
 def test_updates_that_are_dropped_for_their_norm_are_counted():
@@ -380,3 +393,10 @@ def test_learners_that_do_not_fit_the_task_are_refused(learner, message):
     batch = {v: np.ones(shape, np.float32) for v, shape in SHAPES.items()}
     with pytest.raises(RequestError, match=message):
         init_state(toy.experiment(task=Linear(), learner=learner), batch)
+
+
+def test_the_norm_of_a_variable_must_not_have_the_name_of_that_of_all():
+    experiment = toy.experiment(learner=sgd(report_variable_norms=True))
+    check_variables(experiment, {"all": {"kernel": 0}})
+    with pytest.raises(RequestError, match=r"learner.report_variable_norms: grad_norm/all is of all variables, but"):
+        check_variables(experiment, {"all": 0})

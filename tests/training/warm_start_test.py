@@ -85,7 +85,7 @@ def test_resolved_settings_mean_the_same_elsewhere_and_later(logdir, fresh, monk
     found = resolved(WarmStart(logdir=logdir.name))
     assert (found.logdir, found.checkpoint) == (str(logdir), 7)
     assert resolved(found) == found
-    with pytest.raises(ValueError, match="settings must be resolved"):
+    with pytest.raises(ValueError, match=r"checkpoint must be a step \(got 'latest'\): call resolved"):
         warm_started(fresh, WarmStart(logdir=str(logdir)))
 
 
