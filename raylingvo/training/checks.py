@@ -70,7 +70,8 @@ def check_batch(experiment: Experiment, batch: Any, metrics: Mapping[str, Any], 
             if "source_id" not in batch or len(sources) != len(filters):
                 raise RequestError(
                     f"{update.learner_key(name, 'bprop_variable_filters')} must be one for each dataset of a mixture "
-                    f"batch by batch (got {len(filters)}; train.dataset is {type(data).__name__} of {len(sources)} such ones)"
+                    f"batch by batch (got {len(filters)}; train.dataset is {type(data).__name__} of {len(sources)} "
+                    "such ones)"
                 )
     rests = not all(experiment.task.trains(path, batch) for path in paths)
     for name, learner in experiment.learners.items():

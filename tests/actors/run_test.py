@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import copy_task
 import gates
@@ -26,6 +25,7 @@ from raylingvo.experiment import Checkpoints, DevBased, EarlyStop, Experiment, R
 from raylingvo.monitor.live import View
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training import checkpoints
+from raylingvo.training.learner import Learner
 from raylingvo.training.state import init_state
 
 pytestmark = pytest.mark.ray
@@ -300,10 +300,16 @@ def test_a_trainer_killed_in_the_middle_ends_as_if_it_had_not_been(
     assert_same_end(experiment, tmp_path / "killed", tmp_path / "whole")
 
 
-def test_evaluations_lower_the_rate_and_end_the_run(tmp_path: Path) -> None:
+def test_evaluations_lower_the_rate_and_end_the_run(tmp_path: Path, new_gate: Callable[[str], gates.Gate]) -> None:
     stop = EarlyStop(metric="test/loss", mode="max", window=40)  # the loss falls: it never improves
     decay = DevBased(metric="test/loss", mode="max", window=10)
-    running = Running(only_eval("every", max_steps=1_000_000, early_stop=stop, dev_based=decay), tmp_path)
+    experiment = only_eval("every", max_steps=1_000_000, early_stop=stop, dev_based=decay)
+    gate = new_gate("gate")
+    # Held after 20 to 26 steps, until the two evaluations that halve the rate are there: later ones lower it further.
+    running = Running(gated(experiment, "train", gate, at_call=27), tmp_path / "run")
+    gate.wait()
+    running.view.wait_for(lambda status: status["readers"][0]["step"] == 20)
+    gate.open()
     result = running.result()
     assert any(event.startswith("learning rate x 0.5 from step ") for event in running.view.events)
     assert result["status"] == "finished"
@@ -336,10 +342,7 @@ def test_a_request_for_more_than_the_machine_has_is_refused(tmp_path: Path) -> N
 
 
 def test_a_request_that_a_role_finds_wrong_leaves_room_for_a_right_one(tmp_path: Path) -> None:
-    from raylingvo.actors import run as run_module
-
-    with mock.patch.object(run_module, "Supervisor") as supervisor:
-        supervisor.return_value.wait.side_effect = RequestError("learner.loss_name: ..")
-        for seed in (0, 1):
-            with pytest.raises(RequestError, match="loss_name"):
-                run_module.run(toy.experiment(seed=seed), tmp_path)
+    for seed in (0, 1):
+        experiment = toy.experiment(learner=Learner(learning_rate=0.05, loss_name="x"), seed=seed)
+        with pytest.raises(RequestError, match=r"^learner\.loss_name: the loss of Regression has no metric 'x'"):
+            Running(experiment, tmp_path).result()
