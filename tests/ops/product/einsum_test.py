@@ -79,7 +79,7 @@ def test_cpp_equals_float64_with_narrower_registers(narrower):
 
 
 @needs_cpp
-def test_one_thread_and_several_agree_to_the_bit_in_cpp(tmp_path):
+def test_one_thread_and_several_agree_to_the_bit(tmp_path):
     program = """
 import os, sys
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[2])])
