@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -40,3 +41,16 @@ def test_the_held_out_loss(test_data: Path, tmp_path: Path, monkeypatch: pytest.
     print(output["text"])
     assert len(output["text"]) == 200
     assert output["log_prob"] / 200 > -2.5  # a character at random has -4.2
+
+
+def test_the_best_within_ten_minutes_of_cpu_time(
+    test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYLINGVO_DATA", str(tmp_path / "data"))
+    prepare("tinyshakespeare", test_data / "lm" / "tinyshakespeare.txt")
+    started = time.monotonic()
+    metrics = rl.run(rl.get(f"{NAME}Long"), tmp_path / "run")["eval"]["dev"]
+    seconds, cores = time.monotonic() - started, len(os.sched_getaffinity(0))
+    print(f"{NAME}Long: {metrics['log_pplx']:.4f} at step {metrics['step']}, {seconds:.0f} s on {cores} cores")
+    assert metrics["num_predictions"] == 111_539
+    assert metrics["log_pplx"] <= 1.60

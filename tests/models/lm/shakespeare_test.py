@@ -19,7 +19,8 @@ SMALL = {
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [("CharTransformer", {}), ("CharMoe", {"task.model.stack.moe.hidden_dim": 64})]
+    ("name", "more"),
+    [("CharTransformer", {}), ("CharTransformerLong", {}), ("CharMoe", {"task.model.stack.moe.hidden_dim": 64})],
 )
 def test_it_learns(tmp_path, monkeypatch, name, more):
     monkeypatch.setenv("RAYLINGVO_DATA", str(tmp_path))
