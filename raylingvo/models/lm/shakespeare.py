@@ -57,6 +57,16 @@ def _model(context: int = _CONTEXT, moe: MoeConfig | None = None) -> Transformer
     return TransformerLm(vocab_size=TOKENIZER.vocab_size, stack=stack)
 
 
+def _learner(max_steps: int, final_value: float) -> Learner:
+    """final_value: what the rate comes down to, as a fraction."""
+    return Learner(
+        learning_rate=3e-3,
+        schedule=LinearRampupCosine(warmup_steps=100, total_steps=max_steps, final_value=final_value),
+        optimizer=Adam(beta2=0.99),
+        clip_gradient_norm_to_value=1.0,
+    )
+
+
 @register("lm.shakespeare.CharTransformer")
 def char_transformer() -> Experiment:
     """nanoGPT's small setting for CPUs: 4 layers of 128 features and 4 heads, windows of 64, 2,000 batches of 12.
@@ -71,12 +81,7 @@ def char_transformer() -> Experiment:
             generation=Generation(max_steps=200, temperature=0.8, before="\n"),
         ),
         datasets={"train": _windows("train", _CONTEXT, 1), "dev": _windows("dev", _CONTEXT, _CONTEXT)},
-        learner=Learner(
-            learning_rate=3e-3,
-            schedule=LinearRampupCosine(warmup_steps=100, total_steps=max_steps, final_value=0.1),
-            optimizer=Adam(beta2=0.99),
-            clip_gradient_norm_to_value=1.0,
-        ),
+        learner=_learner(max_steps, 0.1),
         train=Train(batch_size=12, max_steps=max_steps, snapshots=Snapshots(every_steps=250)),
         eval={"dev": Reading(batch_size=128)},
     )
@@ -91,9 +96,7 @@ def char_transformer_long() -> Experiment:
         short,
         task=dataclasses.replace(short.task, model=_model(context)),
         datasets={"train": _windows("train", context, 1), "dev": _windows("dev", context, context)},
-        learner=dataclasses.replace(
-            short.learner, schedule=LinearRampupCosine(warmup_steps=100, total_steps=max_steps, final_value=0.02)
-        ),
+        learner=_learner(max_steps, 0.02),
         train=Train(batch_size=8, max_steps=max_steps, snapshots=Snapshots(every_steps=max_steps // 2)),
     )
 
