@@ -16,10 +16,12 @@ from raylingvo._config import text as config_text
 from raylingvo._config.frozen_dict import FrozenDict as FrozenDict
 from raylingvo._config.messages import join, unknown_key
 from raylingvo._config.nodes import CLASS, Node, class_name
-from raylingvo._config.types import FieldType
+from raylingvo._config.types import Container, FieldType, List, Map
 from raylingvo.errors import RequestError
 
 Config = TypeVar("Config")
+
+_EVERY = "*"  # in a key: every name in a mapping, every position in a list
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
@@ -41,7 +43,9 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
 
     overrides: key -> value. A key names fields, names in mappings and positions in lists: `eval.test.policy`. Replacing
     a whole goes before replacing its parts. A new name may be added to a mapping, and a field of an optional dataclass
-    that is None may be given. The value is a Python value of the field's type, or text as on a command line:
+    that is None may be given. A `*` stands for each name in a mapping or position in a list, as far as the rest of the
+    key exists there: `datasets.*.path`; a key without `*` counts more. The value is a Python value of the field's type,
+    or text as on a command line:
         true, 3e-4, every    bool, int or float, str, a Literal, the name of an enum's member
         none, null           None, for an optional field (also for an optional str)
         [1, 2], {a: 1}       YAML, for a list, a mapping, or a dataclass. For a dataclass, `class` names its class
@@ -54,7 +58,7 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     """
     root = Node(type(config))
     value: Any = config
-    for key in sorted(overrides, key=lambda key: key.count(".")):
+    for key in sorted(overrides, key=_order):
         try:
             value = _assign(root, value, key, overrides[key], "")
         except _NoSuchPartError as error:
@@ -138,6 +142,8 @@ def _assign(type_: FieldType, value: Any, key: str | None, given: Any, at: str) 
     container, parts = opened
     types = container.part_types(parts, at)
     name, rest = _split(key, types)
+    if name == _EVERY and name not in types and isinstance(container, List | Map):
+        return _assign_to_every(container, parts, types, rest, given, at)
     part_type = types.get(name)
     if part_type is None and name and rest is None:
         part_type = container.new_part
@@ -147,6 +153,27 @@ def _assign(type_: FieldType, value: Any, key: str | None, given: Any, at: str) 
         raise _NoSuchPartError(at, {join(at, part): types[part].expected for part in types})
     parts[name] = _assign(part_type, parts.get(name), rest, given, join(at, name))
     return container.close(parts)
+
+
+def _assign_to_every(
+    container: Container, parts: dict[str, Any], types: Mapping[str, FieldType], rest: str | None, given: Any, at: str
+) -> Any:
+    """The container with `given` in place of the part `rest` of each of its parts that has one; one must."""
+    assigned, missing = 0, _NoSuchPartError(at, {})
+    for name, part_type in types.items():
+        try:
+            parts[name] = _assign(part_type, parts[name], rest, given, join(at, name))
+            assigned += 1
+        except _NoSuchPartError as error:
+            missing = error
+    if not assigned:
+        raise missing
+    return container.close(parts)
+
+
+def _order(key: str) -> tuple[int, int]:
+    """Where a key stands among those that are assigned one after the other: what counts more comes later."""
+    return key.count("."), -key.split(".").count(_EVERY)
 
 
 def _split(key: str, names: Iterable[str]) -> tuple[str, str | None]:

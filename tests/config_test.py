@@ -362,6 +362,13 @@ BAD = [
     ("total", "1", "unknown key total (got '1'); the config has name, note, shuffle, batch_size, precision, level, "
      "limit, widths, splits, layers, learner, stop, eval, resources"),
     ("batch_size.x", "1", "unknown key batch_size.x (got '1'); batch_size has no parts"),
+    ("eval.*.batch_size", "x", "eval.test.batch_size: expected an int or null (got 'x')"),
+    ("eval.*.polcy", "last",
+     "unknown key eval.*.polcy (got 'last'); did you mean eval.test.policy (one of latest, every, last)?"),
+    ("eval.*.zzz", "1", "unknown key eval.*.zzz (got '1'); eval.test has policy, batch_size"),
+    ("splits.*", "x", "unknown key splits.* (got 'x'); splits has no parts"),
+    ("*.policy", "x", "unknown key *.policy (got 'x'); did you mean eval.test.policy (one of latest, every, last)?"),
+    ("learner.*", "1", "unknown key learner.* (got '1'); learner has learning_rate, schedule"),
 ]  # fmt: skip
 
 
@@ -381,6 +388,30 @@ def test_overrides_that_only_fit_together_and_in_any_order():
         override(exp, {"learner.schedule.start": "20"})
     whole_and_part = {"learner.schedule.end": "5", "learner.schedule": f"{{class: {HERE}.Ramp, start: 2}}"}
     assert override(exp, whole_and_part).learner.schedule == Ramp(start=2, end=5)
+
+
+def test_a_star_is_every_name_or_position_that_has_the_rest_of_the_key():
+    exp = override(EXP, {"eval.dev": "{policy: every}", "eval.*.batch_size": "4"})
+    assert exp.eval == {"test": Reading(batch_size=4), "dev": Reading(policy="every", batch_size=4)}
+    assert override(exp, {"layers.*.kernel.*": "5"}).layers == (Layer(), Conv(kernel=(5, 5)))  # not every layer has one
+    assert override(exp, {"layers.*.kernel": [5, 1]}).layers == (Layer(), Conv(kernel=(5, 1)))
+    assert override(exp, {"eval.*": "{policy: last}"}).eval == dict.fromkeys(exp.eval, Reading(policy="last"))
+    assert override(exp, {"resources.*": "2"}).resources == {"node:10.0.0.1": 2.0}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_key_without_a_star_counts_more(order):
+    exp = override(EXP, {"eval.dev": Reading()})
+    both = [("eval.dev.batch_size", "2"), ("eval.*.batch_size", "8")][::order]
+    assert {name: reading.batch_size for name, reading in override(exp, dict(both)).eval.items()} == {
+        "test": 8,
+        "dev": 2,
+    }
+
+
+def test_a_name_that_is_a_star_is_itself():
+    exp = override(EXP, {"resources": {"*": 1.0, "TPU": 1.0}})
+    assert override(exp, {"resources.*": "3"}).resources == {"*": 3.0, "TPU": 1.0}
 
 
 def test_an_absent_node_is_given_field_by_field():
