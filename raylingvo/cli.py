@@ -257,7 +257,15 @@ def data_stats(
     fields: Fields = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="TYPE:FILE", help="count tokens: wpm:FILE, sentencepiece:FILE, words:FILE, ascii"),
+        typer.Option(
+            metavar="TYPE:FILE", help="count tokens: wpm:FILE, sentencepiece:FILE, t2t:FILE, words:FILE, ascii"
+        ),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(metavar="PATTERN", help="translations of the records, line by line: the longer one counts")
+    ] = "",
+    target_tokenizer: Annotated[
+        str | None, typer.Option(metavar="TYPE:FILE", help="of the targets; default: --tokenizer")
     ] = None,
     tokens_per_batch: Annotated[
         int, typer.Option("--tokens", metavar="N", min=1, help="of a batch, for buckets")
@@ -276,6 +284,8 @@ def data_stats(
             pattern,
             fields=fields or (),
             tokenizer=tokenizer_from_text(tokenizer) if tokenizer else None,
+            target=target,
+            target_tokenizer=tokenizer_from_text(target_tokenizer) if target_tokenizer else None,
             tokens_per_batch=tokens_per_batch,
             num_buckets=num_buckets,
             progress=progress,

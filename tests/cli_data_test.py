@@ -75,6 +75,28 @@ def test_vocab_then_stats_in_its_tokens(command):
     assert (found["unit"], found["lengths"]["min"]) == ("tokens", 3)  # a, b0 and the end
 
 
+def test_one_vocabulary_of_two_files_then_stats_of_both(command, data):
+    write_records("train.en", [b"the dog", b"the cat sleeps"] * 9, "text")
+    write_records("train.de", [b"der Hund", b"die Katze"] * 9, "text")
+    made = command("vocab", "train.en,train.de", "--type", "wpm", "--size", 60, "--out", "both.vocab")
+    assert made[0] == 0
+    pieces = (data / "both.vocab").read_text().split()
+    assert {"\u2581the", "\u2581der"} <= set(pieces)
+    settings = ("--tokenizer", "wpm:both.vocab", "--target", "train.de", "--json")
+    found = as_json(command("stats", "train.en", *settings))
+    assert (found["records"], found["target"], found["unit"]) == (18, "train.de", "tokens")
+    characters = as_json(command("stats", "train.en", *settings, "--target-tokenizer", "ascii"))
+    assert characters["lengths"]["max"] == len("die Katze") + 1
+    assert command("stats", "train.en", "--target", "pairs.tsv")[0] == 2
+
+
+def test_a_vocabulary_of_two_columns(command, data):
+    fields = ("--field", 0, "--field", 1)
+    assert command("vocab", "pairs.tsv", *fields, "--type", "words", "--size", 20, "--out", "v.txt")[0] == 0
+    words = {line.split("\t")[0] for line in (data / "v.txt").read_text().splitlines()}
+    assert {"a", "b0", "b1"} <= words
+
+
 def test_vocab_says_where_it_went(command, data):
     made = command("vocab", "pairs.tsv", "--type", "words", "--size", 20, "--out", "new/v.txt")
     assert made == (0, f"{data}/new/v.txt\n", "training\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raylingvo.data.tf_example import ExampleError, decode_example
+from raylingvo.data.tf_example import ExampleError, Feature, decode_example, parse_examples
 
 
 class MissingFieldError(ValueError):
@@ -70,6 +70,17 @@ def text(record: Any, name: str) -> str:
     if found is None:
         raise ValueError(f"field {name!r} is not text (got {_short(value)})")
     return found
+
+
+def examples(serialized: Sequence[bytes], features: Mapping[str, Feature]) -> list[dict[str, Any]]:
+    """As `parse_examples`; a required feature that is missing raises MissingFieldError, which says what there is."""
+    try:
+        return parse_examples(serialized, features)
+    except ExampleError:
+        required = [name for name, feature in features.items() if feature.default is None]
+        for example in serialized:
+            fields_of(decode_example(example), required)
+        raise
 
 
 def _short(value: Any) -> str:

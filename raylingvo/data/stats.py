@@ -24,6 +24,8 @@ def stats(
     *,
     fields: Sequence[str] = (),
     tokenizer: Tokenizer | None = None,
+    target: str = "",
+    target_tokenizer: Tokenizer | None = None,
     tokens_per_batch: int = 4096,
     num_buckets: int = 12,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -35,14 +37,23 @@ def stats(
     tokenizer, else words of text, ids of a list, and bytes of what is neither. The first records decide which; a null
     counts as empty. progress is called with (records done, all records).
 
+    target: a pattern of as many records that belong to the first ones by their order, such as translations; the length
+    is then that of the longer of the two. `fields` are at most two, one of each; a single one is of both.
+    target_tokenizer: of the target; None: `tokenizer`.
+
     {"pattern", "records", "unit", "lengths": {"min", "mean", "max", "total", "p50", ..}, "histogram": [[upper bound,
-    records], ..], "buckets": {"upper_bounds", "batch_sizes", "padding_waste"}}. Raises RequestError if there is no such
-    data or field, or a record is damaged.
+    records], ..], "buckets": {"upper_bounds", "batch_sizes", "padding_waste"}}, and "target" if there is one. Raises
+    RequestError if there is no such data or field, a record is damaged, or source and target do not belong together.
     """
     records = open_records(pattern)
     if not len(records):
         raise RequestError(f"{pattern}: there are no records")
-    measure = _Measure(records, tuple(fields), tokenizer)
+    if target:
+        measure = _of_pairs(records, open_records(target), fields, tokenizer, target_tokenizer)
+    elif target_tokenizer:
+        raise RequestError("a tokenizer of targets needs targets")
+    else:
+        measure = _Measure(records, tuple(fields), tokenizer)
     lengths = []
     for start in range(0, len(records), _CHUNK):
         chunk = np.arange(start, min(start + _CHUNK, len(records)))
@@ -52,6 +63,7 @@ def stats(
     suited = buckets.suggest(length_N, tokens_per_batch, num_buckets)
     return {
         "pattern": pattern,
+        **({"target": target} if target else {}),
         "records": len(length_N),
         "unit": measure.unit,
         "lengths": {
@@ -178,6 +190,44 @@ class _Measure:
             tokens = self._tokenizer.encode_ragged(texts) if self._tokenizer else map(str.split, texts)
             length_B[:] = [len(ids) for ids in tokens]
         return length_B
+
+
+class _Longer:
+    """The longer of two records, measured each by itself."""
+
+    def __init__(self, source: _Measure, target: _Measure):
+        self._source, self._target = source, target
+
+    @property
+    def unit(self) -> str:
+        return self._source.unit
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """i64[B]"""
+        length_B = np.maximum(self._source(indices), self._target(indices))
+        if self._source.unit != self._target.unit:
+            raise RequestError(
+                f"source and target have no unit in common: {self._source.unit} and {self._target.unit}; "
+                "name other fields with --field"
+            )
+        return length_B
+
+
+def _of_pairs(
+    sources: Records,
+    targets: Records,
+    fields: Sequence[str],
+    tokenizer: Tokenizer | None,
+    target_tokenizer: Tokenizer | None,
+) -> _Longer:
+    if len(sources) != len(targets):
+        raise RequestError(
+            f"sources and targets do not belong together: there are {len(sources)} and {len(targets)} records"
+        )
+    if len(fields) > 2:
+        raise RequestError(f"with targets there may be two fields, one of each (got {', '.join(fields)})")
+    source = _Measure(sources, tuple(fields[:1]), tokenizer)
+    return _Longer(source, _Measure(targets, tuple(fields[-1:]), target_tokenizer or tokenizer))
 
 
 def _rows(records: Records, indices: np.ndarray, fields: Sequence[str]) -> list[dict[str, Any]]:

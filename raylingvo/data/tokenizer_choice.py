@@ -10,13 +10,14 @@ from raylingvo.errors import RequestError
 
 _OF_FILE: dict[str, Callable[[str], Tokenizer]] = {
     "sentencepiece": lambda file: tokenizers.SentencePieceTokenizer(spm_model=file),
+    "t2t": lambda file: tokenizers.T2tSubwordTokenizer(vocab_filepath=file),
     "wpm": lambda file: tokenizers.WpmTokenizer(vocab_filepath=file),
     "words": lambda file: tokenizers.VocabFileTokenizer(token_vocab_filepath=file),
 }
 
 
 def tokenizer_from_text(text: str) -> Tokenizer:
-    """`wpm:FILE`, `sentencepiece:FILE`, `words:FILE` or `ascii`; files are relative to RAYLINGVO_DATA.
+    """`wpm:FILE`, `sentencepiece:FILE`, `t2t:FILE`, `words:FILE` or `ascii`; files are relative to RAYLINGVO_DATA.
 
     Raises RequestError for any other type, and if the file is missing.
     """

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylingvo.data.fields import MissingFieldError, as_fields, field, fields_of, text, text_of
-from raylingvo.data.tf_example import encode_example
+from raylingvo.data.fields import MissingFieldError, as_fields, examples, field, fields_of, text, text_of
+from raylingvo.data.tf_example import ExampleError, Feature, encode_example
 
 EXAMPLE = encode_example({"en": "a house", "ids": [3, 4]})
 SMALL = settings(deadline=None, max_examples=60)
@@ -87,3 +87,13 @@ def test_what_is_no_text_is_shown_in_short():
         text({"a": b"\xff" * 99}, "a")
     with pytest.raises(ValueError, match=r"^field 'a' is not text \(got array\(\[\[1\], \[2\]\]\)\)$"):
         text({"a": np.array([[1], [2]])}, "a")
+
+
+def test_an_example_without_a_feature_is_named_with_those_there_are():
+    features = {"ids": Feature(dtype="int64"), "weights": Feature(dtype="float32", default=())}
+    found = examples([EXAMPLE], features)
+    assert len(found) == 1 and len(found[0]["ids"]) and len(found[0]["weights"]) == 0
+    with pytest.raises(MissingFieldError, match="there is no field 'x'; it has en, ids"):
+        examples([EXAMPLE], {**features, "x": Feature(dtype="int64")})
+    with pytest.raises(ExampleError, match="feature 'ids' is int64; expected float32"):
+        examples([EXAMPLE], {"ids": Feature(dtype="float32")})

@@ -9,7 +9,7 @@ import pytest
 from raylingvo.data import stats
 from raylingvo.data.records import write_records
 from raylingvo.data.tf_example import encode_example
-from raylingvo.data.tokenizers import AsciiTokenizer
+from raylingvo.data.tokenizers import AsciiTokenizer, VocabFileTokenizer
 from raylingvo.errors import RequestError
 
 
@@ -42,6 +42,49 @@ def test_lengths_in_tokens_of_the_longest_field():
     result = stats.stats("pairs.tsv", fields=["0", "1"], tokenizer=AsciiTokenizer())
     assert result["unit"] == "tokens"
     assert (result["lengths"]["min"], result["lengths"]["max"], result["lengths"]["total"]) == (1, 7, 12)
+
+
+@pytest.fixture
+def parallel():
+    write_records("train.en", [b"a b c", b"d", b"e f"], "text")
+    write_records("train.de", [b"x", b"y z z z", b"w"], "text")
+    return "train.en", "train.de"
+
+
+def test_of_two_files_the_longer_line_counts(parallel):
+    source, target = parallel
+    result = stats.stats(source, target=target, tokens_per_batch=8, num_buckets=2)
+    assert (result["pattern"], result["target"], result["unit"]) == (source, target, "words")
+    assert (result["lengths"]["min"], result["lengths"]["max"], result["lengths"]["total"]) == (2, 4, 9)
+    assert result["buckets"]["upper_bounds"][-1] == 4
+    write_records("pairs.tsv", [b"a b c\tx", b"d\ty z z z", b"e f\tw"])
+    together = stats.stats("pairs.tsv", fields=["0", "1"], tokens_per_batch=8, num_buckets=2)
+    assert {**together, "pattern": source, "target": target} == result
+    # The same file may be both, with a field of each.
+    again = stats.stats("pairs.tsv", target="pairs.tsv", fields=["0", "1"], tokens_per_batch=8, num_buckets=2)
+    assert again["lengths"] == result["lengths"]
+
+
+def test_each_side_by_its_own_vocabulary(parallel, data):
+    (data / "v").write_text("<unk>\n<s>\n</s>\na b c\nd\n")
+    words = VocabFileTokenizer(token_vocab_filepath="v", load_token_ids_from_vocab=False, append_eos=False)
+    result = stats.stats(parallel[0], target=parallel[1], tokenizer=words, target_tokenizer=AsciiTokenizer())
+    assert (result["unit"], result["lengths"]["max"]) == ("tokens", len("y z z z") + 1)
+    assert result["lengths"]["min"] == 2  # "w" and its end; "e f" is of two words
+
+
+def test_two_files_that_do_not_fit_are_refused(parallel, data):
+    write_records("short.de", [b"x"], "text")
+    write_records("ids.tfrecord", [encode_example({"ids": [1]})] * 3)
+    for call, message in (
+        (lambda: stats.stats("train.en", target="short.de"), "do not belong together: there are 3 and 1 records"),
+        (lambda: stats.stats("train.en", target="ids.tfrecord"), "no unit in common: words and ids"),
+        (lambda: stats.stats("train.en", target="train.de", fields=["0", "0", "0"]), "two fields, one of each"),
+        (lambda: stats.stats("train.en", target_tokenizer=AsciiTokenizer()), "a tokenizer of targets needs targets"),
+        (lambda: stats.stats("train.en", target="train.de", fields=["0", "1"]), r"train\.de: record 0.* no field '1'"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            call()
 
 
 def test_lengths_of_ids_in_examples():

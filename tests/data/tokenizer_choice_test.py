@@ -23,6 +23,11 @@ def test_files_are_relative_to_the_data(kind, data):
     assert (np.asarray(ids[0]) > 0).all()
 
 
+def test_subwords_of_tensor2tensor(data):
+    (data / "v").write_text("'<pad>_'\n'<EOS>_'\n'a_'\n'b'\n'_'\n")
+    assert tokenizer_from_text("t2t:v").encode_ragged(["a b"])[0].tolist() == [2, 3, 4, 1]
+
+
 def test_ascii_needs_no_file():
     assert tokenizer_from_text("ascii") == AsciiTokenizer()
 
