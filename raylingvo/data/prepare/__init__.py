@@ -11,6 +11,7 @@ from raylingvo.errors import RequestError
 
 # Recipe name -> module, imported when it is used, with `prepare(from_path: Path | None, root: Path) -> list[str]`.
 RECIPES: dict[str, str] = {
+    "brown": "raylingvo.data.prepare.brown",
     "librispeech": "raylingvo.data.prepare.librispeech",
     "lm1b": "raylingvo.data.prepare.lm1b",
     "mnist": "raylingvo.data.prepare.mnist",
