@@ -4,6 +4,7 @@ from raylingvo.models.layers.additive_attention import AdditiveAttention as Addi
 from raylingvo.models.layers.attention import AttentionConfig as AttentionConfig
 from raylingvo.models.layers.attention import KeyValues as KeyValues
 from raylingvo.models.layers.attention import MultiHeadedAttention as MultiHeadedAttention
+from raylingvo.models.layers.attention_rnn import AttentionRNN as AttentionRNN
 from raylingvo.models.layers.batch_norm import BatchNorm as BatchNorm
 from raylingvo.models.layers.conv import ConvReluPool as ConvReluPool
 from raylingvo.models.layers.conv_block import ConvBlock as ConvBlock

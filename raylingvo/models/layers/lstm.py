@@ -127,14 +127,22 @@ class LSTMCell(nnx.Module):
         )
 
     def project_inputs(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., G * H], the input's part of the gates: what does not wait for the frame before."""
-        gates = einsum("...i,io->...o", x.astype(self.dtype), self.kernel[: self.config.in_features].astype(self.dtype))
-        bias = None if self.config.layer_norm else self._bias()
-        return gates if bias is None else gates + bias.reshape((1,) * (gates.ndim - 1) + (-1,)).astype(self.dtype)
+        """[..., D] -> [..., G * H], the input's part of the gates: what does not wait for the frame before.
 
-    def matrices(self) -> dict[str, jax.Array]:
-        """The matrices that each frame multiplies with, by name."""
-        matrices = {"recurrent": self.kernel[self.config.in_features :].astype(self.dtype)}
+        x may have only the first of the D features.
+        """
+        gates = einsum("...i,io->...o", x.astype(self.dtype), self.kernel[: x.shape[-1]].astype(self.dtype))
+        bias = self._early_bias()
+        return gates if bias is None else gates + bias.reshape((1,) * (gates.ndim - 1) + (-1,))
+
+    def matrices(self, projected: int | None = None) -> dict[str, jax.Array]:
+        """The matrices that each frame multiplies with, by name.
+
+        projected: how many features `project_inputs` had; "recurrent" has the rows of the others, and those of m. None:
+        all D.
+        """
+        first = self.config.in_features if projected is None else projected
+        matrices = {"recurrent": self.kernel[first:].astype(self.dtype)}
         if self.config.hidden_features:
             matrices["projection"] = self.projection[...].astype(self.dtype)
         return matrices
@@ -148,12 +156,20 @@ class LSTMCell(nnx.Module):
 
     def __call__(self, state: LSTMState, x_BxD: jax.Array, frame: Frame | None = None) -> LSTMState:
         """The state after one more frame; its `m` is the output."""
-        matrices = self.matrices()
+        matrices, bias = self.matrices(projected=0), self._early_bias()
 
         def dot(name: str, x: jax.Array, addend: jax.Array) -> jax.Array:
+            # A frame that comes alone needs one product with the whole kernel.
+            x = jnp.concatenate([x_BxD.astype(self.dtype), x], axis=-1) if name == "recurrent" else x
             return einsum("bi,io->bo", x, matrices[name]) + addend
 
-        return lstm_step(self.config, dot, self.vectors(), state, self.project_inputs(x_BxD), frame or Frame())
+        gates_x = jnp.zeros((), self.dtype) if bias is None else bias[None]
+        return lstm_step(self.config, dot, self.vectors(), state, gates_x, frame or Frame())
+
+    def _early_bias(self) -> jax.Array | None:
+        """[G * H], what is added to products; a bias behind a normalisation is not."""
+        bias = None if self.config.layer_norm else self._bias()
+        return None if bias is None else bias.astype(self.dtype)
 
     def _bias(self) -> jax.Array | None:
         config = self.config

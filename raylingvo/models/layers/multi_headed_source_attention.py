@@ -162,7 +162,8 @@ class MultiHeadedSourceAttention(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """The context [Q, output features or N * J] and the probabilities f32[Q, S] of one head or their mean.
 
-        Arguments and errors as those of `AdditiveAttention`.
+        Arguments and errors as those of `AdditiveAttention`. There may be R segment_ids_Q for a single query of each
+        source: the result has Q = R * B rows, one for each of them.
         """
         config = self.config
         queries_QxNxK = self._heads(self._project("query", query_QxD))
@@ -180,10 +181,11 @@ class MultiHeadedSourceAttention(nnx.Module):
         )
         dropped = dropout(probs_RxBxNxS, config.dropout_rate, rng).astype(self.dtype)
         contexts_RxBxNxJ = einsum("rbns,bsnj->rbnj", dropped, source.contexts)
-        context = self._project("output", contexts_RxBxNxJ.reshape(query_QxD.shape[0], -1))
+        rows = contexts_RxBxNxJ.shape[0] * contexts_RxBxNxJ.shape[1]
+        context = self._project("output", contexts_RxBxNxJ.reshape(rows, -1))
         head = config.head_of_probabilities
         probs_RxBxS = probs_RxBxNxS.mean(2) if head is None else probs_RxBxNxS[:, :, head]
-        return context, probs_RxBxS.reshape(query_QxD.shape[0], -1)
+        return context, probs_RxBxS.reshape(rows, -1)
 
     def _project(self, name: str, x: jax.Array) -> jax.Array:
         x = x.astype(self.dtype)

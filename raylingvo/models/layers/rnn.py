@@ -50,7 +50,7 @@ class RNN(nnx.Module):
         state = self.cell.initial_state(x_BxTxD.shape[0]) if initial_state is None else initial_state
         frames = Frame(
             padding=_padding(paddings_BxT, segment_ids_BxT),
-            reset=None if segment_ids_BxT is None else _starts(segment_ids_BxT, self.reverse),
+            reset=None if segment_ids_BxT is None else segment_starts(segment_ids_BxT, reverse=self.reverse),
             rng=jax.random.split(rng, x_BxTxD.shape[1]) if rng is not None and self.cell.config.zoneout else None,
         )
         loop = Loop(self.cell.config, self.reverse, self.recompute)
@@ -186,7 +186,7 @@ def _padding(paddings_BxT: jax.Array | None, segment_ids_BxT: jax.Array | None) 
     return None if not padded else jnp.maximum(padded[0], padded[-1]).swapaxes(0, 1)
 
 
-def _starts(segment_ids_BxT: jax.Array, reverse: bool) -> jax.Array:
+def segment_starts(segment_ids_BxT: jax.Array, *, reverse: bool = False) -> jax.Array:
     """bool[T, B]: the frame is of another segment than the last frame before it, in this direction, that is of one."""
     ids_TxB = segment_ids_BxT.swapaxes(0, 1)
     ids_TxB = ids_TxB[::-1] if reverse else ids_TxB
