@@ -20,10 +20,12 @@ def datasets(experiment: Experiment) -> list[dict[str, Any]]:
 
     Raises RequestError if data are missing.
     """
+    from raylingvo.data.host_fields import device_fields
+
     rows = []
     for name, dataset in experiment.datasets.items():
         batches = dataset.eval_batches(1)
-        sample = next(batches.samples(), {})
+        sample = device_fields(next(batches.samples(), {}))
         uses = [use for use in ("eval", "decode") if name in getattr(experiment, use)]
         rows.append(
             {

@@ -55,13 +55,13 @@ class Snapshots:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Best:
-    """Keep the checkpoints that score best on an evaluation metric.
+    """Keep the checkpoints that score best on a metric of an Evaler or a Decoder.
 
-    One that has not been evaluated yet waits for its score among the newest `keep_last + keep`; an Evaler that is
-    further behind needs a larger `keep_last`.
+    One that has not been scored yet waits for it among the newest `keep_last + keep`; an Evaler or Decoder that is
+    further behind needs a larger `keep_last`. Where both report a metric of the name, the Evaler's counts.
     """
 
-    metric: str  # DATASET/NAME, for example test/accuracy
+    metric: str  # DATASET/NAME, for example test/accuracy or dev/corpus_bleu
     mode: Literal["min", "max"]
     keep: int = 1
 
@@ -87,9 +87,9 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EarlyStop:
-    """Stop when an evaluation metric has not improved by more than `tolerance` for `window` steps."""
+    """Stop when a metric has not improved by more than `tolerance` for `window` steps."""
 
-    metric: str  # DATASET/NAME
+    metric: str  # DATASET/NAME, as for Best
     mode: Literal["min", "max"]
     window: int  # steps
     tolerance: float = 0.0
@@ -103,14 +103,14 @@ class EarlyStop:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DevBased:
-    """Multiply the learning rate by `decay` each time an evaluation metric has not improved for `window` steps.
+    """Multiply the learning rate by `decay` each time a metric has not improved for `window` steps.
 
     A value is better only if it beats the best by more than `tolerance`. The rate is never less than `min_factor` of
     what it would be. It changes when the Trainer hears of an evaluation: with this, when evaluations end decides on the
     weights. Lingvo: DevBasedSchedule, with its defaults.
     """
 
-    metric: str  # DATASET/NAME
+    metric: str  # DATASET/NAME, as for Best
     mode: Literal["min", "max"] = "min"
     tolerance: float = 0.0
     window: int = 10_000  # steps
@@ -265,9 +265,10 @@ class Experiment:
             if not name.isidentifier():
                 raise ValueError(f"datasets: {name!r} is not a name of letters, digits and _")
         for field, metric in self.watched_metrics().items():
-            if metric.partition("/")[0] not in self.eval:
+            if metric.partition("/")[0] not in {*self.eval, *self.decode}:
                 raise ValueError(
-                    f"{field}: {metric!r} is of a dataset that is not evaluated; eval has {', '.join(self.eval)}"
+                    f"{field}: {metric!r} is of a dataset that is neither evaluated nor decoded; "
+                    f"eval has {', '.join(self.eval) or 'none'}, decode has {', '.join(self.decode) or 'none'}"
                 )
 
     @property
@@ -281,7 +282,7 @@ class Experiment:
         return loss_names(self.learners)
 
     def watched_metrics(self) -> dict[str, str]:
-        """Dotted key -> DATASET/NAME of the evaluation metrics that steer the run."""
+        """Dotted key -> DATASET/NAME of the metrics of Evalers and Decoders that steer the run."""
         watched = {
             "train.checkpoints.best.metric": self.train.checkpoints.best,
             "train.early_stop.metric": self.train.early_stop,

@@ -11,6 +11,7 @@ from raylingvo.errors import RequestError
 from raylingvo.experiment import (
     Best,
     Checkpoints,
+    DevBased,
     EarlyStop,
     Experiment,
     Reading,
@@ -77,7 +78,7 @@ def test_the_parts_of_an_experiment_are_checked_again_when_overridden():
         ),
         (
             {"train": Train(batch_size=1, max_steps=1, early_stop=EarlyStop(metric="dev/loss", mode="min", window=1))},
-            r"train.early_stop.metric: 'dev/loss' is of a dataset that is not evaluated; eval has test",
+            r"train.early_stop.metric: 'dev/loss' is of a dataset that is neither evaluated nor decoded; eval has",
         ),
         (
             {
@@ -85,7 +86,11 @@ def test_the_parts_of_an_experiment_are_checked_again_when_overridden():
                     batch_size=1, max_steps=1, checkpoints=Checkpoints(best=Best(metric="dev/loss", mode="min"))
                 )
             },
-            r"train.checkpoints.best.metric: 'dev/loss' is of a dataset that is not evaluated; eval has test",
+            r"train.checkpoints.best.metric: 'dev/loss' is of a dataset that is neither evaluated nor decoded; eval",
+        ),
+        (
+            {"eval": {}, "train": Train(batch_size=1, max_steps=1, dev_based=DevBased(metric="dev/loss"))},
+            r"train.dev_based.metric: 'dev/loss' .*; eval has none, decode has test",
         ),
     ],
 )

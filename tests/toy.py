@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -13,6 +14,7 @@ from flax import nnx
 
 from raylingvo.data.dataset import Dataset, FixedShapeDataset
 from raylingvo.experiment import Checkpoints, Experiment, Reading, Snapshots, Train
+from raylingvo.metrics.corpus_scores import CorpusScores
 from raylingvo.models.task import Task
 from raylingvo.training.learner import Learner
 
@@ -60,7 +62,17 @@ class Regression(Task):
     def postprocess(self, decoded: np.ndarray, batch: Any) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
         real = np.flatnonzero(batch["weight"])
         outputs = [(str(batch["id"][i]), {"prediction": float(decoded[i])}) for i in real]
-        return outputs, {"num_outputs": (len(outputs), 1.0), "mean": (np.mean(decoded[real]), len(real))}
+        squared_error = np.mean((decoded[real] - batch["y"][real]) ** 2)
+        return outputs, {
+            "num_outputs": (len(outputs), 1.0),
+            "mean": (np.mean(decoded[real]), len(real)),
+            "squared_error": (squared_error, len(real)),
+        }
+
+    def corpus_scores(self, outputs: Sequence[Mapping[str, Any]]) -> CorpusScores:
+        """`range`, from the smallest to the largest prediction; and `last`, which depends on the order."""
+        predictions = [output["prediction"] for output in outputs]
+        return CorpusScores({"range": max(predictions) - min(predictions), "last": predictions[-1]}, {"range": "toy:1"})
 
 
 def _metrics(y_B: jax.Array, batch: Any) -> dict[str, Any]:

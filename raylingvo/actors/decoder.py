@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
-from raylingvo.actors.reader import SnapshotReader
+from raylingvo.actors.reader import Feed, SnapshotReader
+from raylingvo.actors.watched import check_watched, evaluated_names
 from raylingvo.data.pipeline import read_ahead
 from raylingvo.experiment import Experiment, Reading
 from raylingvo.metrics.means import WeightedMeans
+from raylingvo.models.task import WeightedMetrics
 from raylingvo.monitor.atomic import write_atomically
-from raylingvo.training.state import Weights
+from raylingvo.training.state import Model, Weights
+
+# As `postprocess` gives it: a key, and what is written beside it.
+_Output = tuple[str, dict[str, Any]]
 
 
 class Decoder(SnapshotReader):
@@ -24,9 +31,29 @@ class Decoder(SnapshotReader):
     The lines are in the order of the dataset if every batch says which examples its rows are (field `id`, and
     `source_id` of several datasets), as those of buckets do. Without these fields, and if a row has more than one
     output (packed ones), they are in the order of the batches.
+
+    Metrics are the weighted means of what `postprocess` gives, and the task's `corpus_scores` of all outputs, whose
+    signatures are written to `signatures.json`.
     """
 
     kind = "decode"
+
+    def __init__(self, experiment: Experiment, dataset: str, logdir: Path):
+        super().__init__(experiment, dataset, logdir)
+        self.signatures: dict[str, str] = {}  # by metric, of the last scores
+        self._experiment = experiment
+
+    def follow(self, feed: Feed) -> None:
+        """Works on what `feed` gives until it ends.
+
+        Raises RequestError at once if the experiment goes by a metric of this dataset that neither this role reports
+        nor, if there is one, its Evaler. (Here, because checkpoints of a run that is over are decoded without.)
+        """
+        reported = [self._metric_names]
+        if self.dataset in self._experiment.eval:
+            reported.insert(0, lambda: evaluated_names(self._task, self._model, self._batches.samples()))
+        check_watched(self._experiment, self.dataset, *reported)
+        super().follow(feed)
 
     def _settings(self, experiment: Experiment) -> Reading:
         return experiment.decode[self.dataset]
@@ -34,19 +61,42 @@ class Decoder(SnapshotReader):
     def _compute(self, weights: Weights, batch: Any) -> Any:
         return self._task.decode(self._model.merge(weights), batch)
 
+    def _outputs(self, weights: Weights, batch: Mapping[str, np.ndarray]) -> tuple[list[_Output], WeightedMetrics]:
+        return self._task.postprocess(jax.device_get(self._step(weights, batch)), batch)
+
+    def _metric_names(self) -> list[str]:
+        """What a first decoding will report. Only outputs tell: some are made, with untrained weights."""
+        # One batch of each kind, as they come, the shortest first; those of other shapes have the same metrics.
+        kinds: dict[tuple[str, ...], Any] = {}
+        for batch in self._batches.samples():
+            kinds.setdefault(tuple(sorted(batch)), batch)
+        weights = jax.jit(lambda: Model.split(self._task.init(nnx.Rngs(0))))()
+        names: list[str] = []
+        outputs: list[dict[str, Any]] = []
+        for batch in kinds.values():
+            found, metrics = self._outputs(weights, batch)
+            outputs.extend(output for _, output in found)
+            names.extend(metrics)
+        return [*names, *self._task.corpus_scores(outputs).metrics]
+
     def _run(self, step: int, weights: Weights) -> tuple[dict[str, float], int]:
-        means, lines, numbers = WeightedMeans(), [], []
+        means, outputs, numbers = WeightedMeans(), [], []
         numbered = True
         for batch in read_ahead(self._batches):
-            outputs, metrics = self._task.postprocess(jax.device_get(self._step(weights, batch)), batch)
+            found, metrics = self._outputs(weights, batch)
             means.add(metrics)
-            lines.extend(json.dumps({"id": key, **output}, allow_nan=False) for key, output in outputs)
+            outputs.extend(found)
             numbers.extend(_numbers(batch))
-            numbered = numbered and len(numbers) == len(lines)
+            numbered = numbered and len(numbers) == len(outputs)
         if numbered:
-            lines = [line for _, line in sorted(zip(numbers, lines, strict=True), key=operator.itemgetter(0))]
-        write_atomically(self.directory / f"decoder_out-{step:08d}.jsonl", "".join(f"{line}\n" for line in lines))
-        return means.result(), len(lines)
+            outputs = [output for _, output in sorted(zip(numbers, outputs, strict=True), key=operator.itemgetter(0))]
+        text = "".join(json.dumps({"id": key, **output}, allow_nan=False) + "\n" for key, output in outputs)
+        write_atomically(self.directory / f"decoder_out-{step:08d}.jsonl", text)
+        scores = self._task.corpus_scores([output for _, output in outputs])
+        self.signatures = dict(scores.signatures)
+        if self.signatures:
+            write_atomically(self.directory / "signatures.json", json.dumps(self.signatures, indent=2) + "\n")
+        return {**means.result(), **scores.metrics}, len(outputs)
 
 
 def _numbers(batch: Mapping[str, np.ndarray]) -> list[tuple[Any, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,12 +12,17 @@ import numpy as np
 import raylingvo
 from raylingvo import config
 from raylingvo.data import fields
+from raylingvo.data.batches import WHOLE, Batches, Shard
 from raylingvo.data.records import Records, files_fingerprint, open_records
 from raylingvo.data.sequence_dataset import SequenceDataset
 from raylingvo.data.sequences import Column, SequenceSource
+from raylingvo.data.texts import WithTexts
 from raylingvo.data.token_store import Parse, open_token_store
 from raylingvo.data.tokenizers import Tokenizer
 from raylingvo.errors import RequestError
+
+# Of pairs, in the order source, target.
+_TEXT_FIELDS = ("src_text", "tgt_text")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,16 @@ class RecordSequences(SequenceDataset):
 
     def _open_records(self) -> Records:
         return open_records(self.records, allow_truncated=self.max_bad_records > 0)
+
+    def _with_texts(self, batches: Batches, texts: Callable[[list[Any]], Mapping[str, Sequence[str]]]) -> Batches:
+        """Batches to evaluate, with fields of strings: those of `texts`, of the records. Packed ones stay as they are.
+
+        They are read again: ids do not say what a tokenizer does not know, or has normalised.
+        """
+        if self.packed_lengths:
+            return batches
+        records = self._open_records()
+        return WithTexts(batches, lambda record_ids: texts(records.read(record_ids)))
 
     def _files(self) -> str:
         """The state of the files of records. Raises RequestError if one is missing."""
@@ -113,8 +128,39 @@ class TextLines(RecordSequences):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextPairs(RecordSequences):
-    """A text and what it is to be turned into. Batches: `src_ids`, `src_paddings`, `tgt_ids`, `tgt_labels` and so on.
+class EncodedPairs(RecordSequences):
+    """A text and what it is to be turned into, each encoded by a tokenizer.
+
+    Batches: `src_ids`, `src_paddings`, `tgt_ids`, `tgt_labels` and so on. Those to evaluate or decode, unless they are
+    packed, also have the texts themselves, `src_text` and `tgt_text`.
+    """
+
+    def eval_batches(self, batch_size: int, max_examples: int | None = None, shard: Shard = WHOLE) -> Batches:
+        batches = super().eval_batches(batch_size, max_examples, shard)
+        return self._with_texts(batches, lambda records: dict(zip(_TEXT_FIELDS, self._texts(records), strict=True)))
+
+    @abc.abstractmethod
+    def _tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
+        """Of sources and of targets."""
+
+    @abc.abstractmethod
+    def _texts(self, records: list[Any]) -> tuple[Sequence[str], Sequence[str]]:
+        """The sources and the targets of some records, as `_open_records` gives them."""
+
+    def _columns(self) -> Sequence[Column]:
+        return pair_columns(*self._tokenizers())
+
+    def _parser(self) -> Parse:
+        def parse(records: list[Any]) -> list[list[np.ndarray]]:
+            sides = zip(self._tokenizers(), self._texts(records), strict=True)
+            return [tokenizer.encode_ragged(texts) for tokenizer, texts in sides]
+
+        return parse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextPairs(EncodedPairs):
+    """A text and what it is to be turned into, in two fields of a record or in two files.
 
     source, target: columns or keys of the records; of lines the numbers of their tab-separated fields, from 0.
     target_records: if the targets are in files of their own, in the same order as the sources, these files; `source`
@@ -127,11 +173,8 @@ class TextPairs(RecordSequences):
     target_tokenizer: Tokenizer
     target_records: str = ""
 
-    def _tokenizers(self) -> Sequence[Tokenizer]:
+    def _tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
         return self.source_tokenizer, self.target_tokenizer
-
-    def _columns(self) -> Sequence[Column]:
-        return Column(name="src", pad_id=self.source_tokenizer.pad_id), _target("tgt", self.target_tokenizer)
 
     def _open_records(self) -> Records:
         sources = super()._open_records()
@@ -143,16 +186,9 @@ class TextPairs(RecordSequences):
     def _files(self) -> str:
         return super()._files() + (files_fingerprint(self.target_records) if self.target_records else "")
 
-    def _parser(self) -> Parse:
+    def _texts(self, records: list[Any]) -> tuple[list[str], list[str]]:
         source, target = ("source", "target") if self.target_records else (self.source, self.target)
-
-        def parse(records: list[Any]) -> list[list[np.ndarray]]:
-            return [
-                self.source_tokenizer.encode_ragged([fields.text(record, source) for record in records]),
-                self.target_tokenizer.encode_ragged([fields.text(record, target) for record in records]),
-            ]
-
-        return parse
+        return [fields.text(record, source) for record in records], [fields.text(record, target) for record in records]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,18 +207,12 @@ class TokenPairs(RecordSequences):
         return Column(name="src", pad_id=self.pad_id), Column(name="tgt", pad_id=self.pad_id, sos_id=self.sos_id)
 
     def _parser(self) -> Parse:
-        from raylingvo.data.tf_example import ExampleError, Feature, decode_example, parse_examples
+        from raylingvo.data.tf_example import Feature
 
         features = {name: Feature(dtype="int64") for name in (self.source, self.target)}
 
         def parse(records: list[Any]) -> list[list[np.ndarray]]:
-            try:
-                examples = parse_examples(records, features)
-            except ExampleError:
-                # If it is that a feature is missing, this says which there are.
-                for record in records:
-                    fields.fields_of(decode_example(record), list(features))
-                raise
+            examples = fields.examples(records, features)
             return [[np.asarray(example[name]) for example in examples] for name in (self.source, self.target)]
 
         return parse
@@ -215,6 +245,11 @@ class Pairs:
     def close(self) -> None:
         self._sources.close()
         self._targets.close()
+
+
+def pair_columns(source: Tokenizer, target: Tokenizer) -> tuple[Column, Column]:
+    """The columns `src` and `tgt` of text that these tokenizers encode."""
+    return Column(name="src", pad_id=source.pad_id), _target("tgt", target)
 
 
 def _last(records: Records) -> str:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from raylingvo.config import FrozenDict
 from raylingvo.errors import RequestError
+from raylingvo.metrics.corpus_scores import CorpusScores
 from raylingvo.models.task import Batch, Task, WeightedMetrics
 
 
@@ -78,6 +79,19 @@ class MultiTask(Task):
         name, own = self._split(batch)
         outputs, metrics = self.tasks[name].postprocess(decoded, own)
         return [(key, {"task": name, **output}) for key, output in outputs], _named(metrics, name)
+
+    def corpus_scores(self, outputs: Sequence[Mapping[str, Any]]) -> CorpusScores:
+        metrics: dict[str, float] = {}
+        signatures: dict[str, str] = {}
+        for name, task in self.tasks.items():
+            own = [
+                {key: x for key, x in output.items() if key != "task"} for output in outputs if output["task"] == name
+            ]
+            if own:
+                scores = task.corpus_scores(own)
+                metrics |= _named(scores.metrics, name)
+                signatures |= _named(scores.signatures, name)
+        return CorpusScores(metrics, signatures)
 
     def _split(self, batch: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """The task that a batch is of, and the batch as that task knows it."""
@@ -172,8 +186,8 @@ def _part(model: nnx.Module, name: str) -> nnx.Module:
     return getattr(model, name)
 
 
-def _named(metrics: WeightedMetrics, task: str) -> WeightedMetrics:
-    return {f"{metric}/{task}": pair for metric, pair in metrics.items()}
+def _named(metrics: Mapping[str, Any], task: str) -> dict[str, Any]:
+    return {f"{metric}/{task}": value for metric, value in metrics.items()}
 
 
 @functools.lru_cache(maxsize=16)

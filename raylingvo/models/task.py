@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raylingvo.errors import RequestError
+from raylingvo.metrics.corpus_scores import CorpusScores
 
 if TYPE_CHECKING:
     import jax
@@ -54,7 +55,19 @@ class Task(abc.ABC):
     def postprocess(
         self, decoded: Any, batch: Mapping[str, np.ndarray]
     ) -> tuple[list[tuple[str, dict[str, Any]]], WeightedMetrics]:
-        """On the host: `decode`'s result as numpy, and its batch -> a (key, JSON dict) per real example, metrics."""
+        """On the host: `decode`'s result as numpy, and its batch -> a (key, JSON dict) per real example, metrics.
+
+        The batch may have texts, fields of strings (data/host_fields.py) which `decode` does not get.
+        """
+
+    def corpus_scores(self, outputs: Sequence[Mapping[str, Any]]) -> CorpusScores:
+        """On the host: what there is to say of all outputs of a dataset together, such as BLEU.
+
+        outputs: the dicts that `postprocess` gave, in the order in which they are written. The metrics are recorded
+        beside the means of `postprocess`'s own, and must have other names.
+        """
+        del outputs
+        return CorpusScores()
 
     def trains(self, path: str, batch: Batch) -> bool:
         """Whether a step on such a batch may change the variable of this path, such as "layers/0/kernel".

@@ -23,7 +23,7 @@ Record = dict[str, Any]  # {"step", "time", metric: value or None, ...}
 # By whole words of a metric's name: which way is better. Anything else (learning_rate, num_preds) has no best.
 _LOWER = {"loss", "log", "pplx", "perplexity", "error", "error5", "wer", "cer", "ter", "xent", "nll", "mse", "mae"}
 _HIGHER = {"accuracy", "acc", "acc5", "correct", "top1", "top5", "bleu", "chrf", "ap", "map", "auc", "f1", "mcc"}
-_HIGHER |= {"precision", "recall"}
+_HIGHER |= {"precision", "recall", "sacrebleu"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

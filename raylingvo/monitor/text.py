@@ -6,7 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 
 # What a reader looks for first, most telling first; all others follow by name, and counts come last.
-_HEADLINES = ("accuracy", "correct_top1", "bleu", "wer", "ap", "loss", "acc5", "correct_top5", "log_pplx")
+_HEADLINES = (
+    "accuracy", "correct_top1", "sacrebleu", "corpus_bleu", "bleu", "chrf", "wer", "ap", "loss", "acc5", "correct_top5",
+    "log_pplx",
+)  # fmt: skip
 
 # How a report came about, not how good the model is; the views show these in places of their own.
 _SPEED = (

@@ -56,7 +56,9 @@ def resolve(logdir: Path, which: str, best: Best | None) -> list[int]:
         scores = {step: score for step, score in read_scores(logdir, best.metric).items() if not math.isnan(score)}
         kept = [step for step in rank(scores, best.mode) if step in available]
         if not kept:
-            raise RequestError(f"--checkpoint best: no checkpoint has a finite {best.metric} yet; evaluate one first")
+            raise RequestError(
+                f"--checkpoint best: no checkpoint has a finite {best.metric} yet; evaluate or decode one"
+            )
         return kept[:1]
     if not which.isdecimal() or int(which) not in available:
         raise RequestError(
@@ -66,14 +68,31 @@ def resolve(logdir: Path, which: str, best: Best | None) -> list[int]:
     return [int(which)]
 
 
-def read_scores(logdir: Path, metric: str) -> dict[int, float]:
-    """step -> value of the evaluation metric DATASET/NAME, for each step that has been evaluated on the dataset.
+def best_first(logdir: Path, best: Best | None) -> list[int]:
+    """The steps of the checkpoints that have a score, the best first. Raises RequestError if there are none."""
+    if best is None:
+        raise RequestError("--checkpoint best: this experiment sets no train.checkpoints.best")
+    scores = {step: score for step, score in read_scores(logdir, best.metric).items() if not math.isnan(score)}
+    available = steps(logdir)
+    kept = [step for step in rank(scores, best.mode) if step in available]
+    if not kept:
+        raise RequestError(f"--checkpoint best: no checkpoint has a finite {best.metric} yet; evaluate or decode one")
+    return kept
 
-    The value is NaN if it was not finite, or if the metric had no value: worse than any number.
+
+def read_scores(logdir: Path, metric: str) -> dict[int, float]:
+    """step -> value of the metric DATASET/NAME, for each step that has been evaluated, or decoded, on the dataset.
+
+    It is the Evaler's metric if that has ever reported one of the name, else the Decoder's; empty if neither has. The
+    value is NaN if it was not finite, or if the metric had no value at this step: worse than any number.
     """
     dataset, _, name = metric.partition("/")
-    values = {record["step"]: record.get(name) for record in read_metrics(logdir / f"eval_{dataset}")}
-    return {step: math.nan if value is None else value for step, value in values.items()}
+    for role in ("eval", "decode"):
+        records = read_metrics(logdir / f"{role}_{dataset}")
+        if any(name in record for record in records):
+            values = {record["step"]: record.get(name) for record in records}
+            return {step: math.nan if value is None else value for step, value in values.items()}
+    return {}
 
 
 def rank(scores: Mapping[int, float], mode: str) -> list[int]:

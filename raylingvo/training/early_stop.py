@@ -1,4 +1,4 @@
-"""Early stopping: a pure function of the history of an evaluation metric."""
+"""Early stopping: a pure function of the history of a metric."""
 
 from __future__ import annotations
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import jax
 
+from raylingvo.data.host_fields import device_fields
+
 
 class StepForShapes:
     """`function(first, batch)`, compiled ahead of time for each of the few shapes in which batches come.
 
-    Nothing is compiled when it is called: no step is slower than another, whichever bucket its batch is of.
+    Nothing is compiled when it is called: no step is slower than another, whichever bucket its batch is of. What of a
+    batch stays on the host (data/host_fields.py) is left out.
     first: of the same shapes at every call. Keyword arguments are those of `jax.jit`.
     """
 
@@ -21,6 +24,7 @@ class StepForShapes:
 
     def __call__(self, first: Any, batch: Mapping[str, Any]) -> Any:
         """Raises ValueError for a batch of a shape that it was not compiled for."""
+        batch = device_fields(batch)
         compiled = self._compiled.get(_shapes(batch))
         if compiled is None:
             shapes = ", ".join(f"{name}: {dtype}{list(shape)}" for name, shape, dtype in _shapes(batch))
@@ -34,7 +38,7 @@ class StepForShapes:
         sample.
         """
         lowered_first = None
-        for batch in samples:
+        for batch in map(device_fields, samples):
             shapes = _shapes(batch)
             if shapes in self._compiled:
                 continue

@@ -1,5 +1,6 @@
 """The Decoder writes one JSON line for each example, in order, and scores them."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -11,10 +12,14 @@ import sequence_task
 import toy
 from flax import nnx
 
+from raylingvo import describe
 from raylingvo.actors.decoder import Decoder
+from raylingvo.actors.evaler import Evaler
 from raylingvo.actors.reader import Arrival
 from raylingvo.data.mixing import MixBatches, MixWithinBatches
-from raylingvo.experiment import Reading
+from raylingvo.errors import RequestError
+from raylingvo.experiment import Best, Checkpoints, Reading
+from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training.host_copy import encode
 from raylingvo.training.state import Model
 
@@ -45,6 +50,109 @@ def test_one_line_per_example_in_order(tmp_path, batch_size, max_examples, num_e
     assert metrics["mean"] == pytest.approx(float(predictions.mean()), rel=1e-5)
 
 
+def test_scores_of_all_outputs_together(tmp_path):
+    """In the order in which they are written, however they come in batches."""
+    metrics = [decode(tmp_path / str(size), batch_size=size) for size in (3, 7, 64)]
+    lines = (tmp_path / "3" / "decode_test" / "decoder_out-00000042.jsonl").read_text().splitlines()
+    predictions = [json.loads(line)["prediction"] for line in lines]
+    for i, size in enumerate((3, 7, 64)):
+        assert metrics[i]["range"] == pytest.approx(max(predictions) - min(predictions), rel=1e-5)
+        assert metrics[i]["last"] == pytest.approx(predictions[-1], rel=1e-5)
+        folder = tmp_path / str(size) / "decode_test"
+        assert json.loads((folder / "signatures.json").read_text()) == {"range": "toy:1"}
+        assert {"last", "mean", "range"} <= read_metrics(folder)[0].keys()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Named(toy.Numbers):
+    """Each example also has a text."""
+
+    def open(self):
+        rows = super().open()
+        take = rows.take
+        rows.__dict__["take"] = lambda i: {**take(i), "text": np.array([f"no. {j}" for j in i], object)}
+        return rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Naming(toy.Regression):
+    """Outputs with the texts."""
+
+    def decode(self, model, batch):
+        assert "text" not in batch
+        return super().decode(model, batch)
+
+    def postprocess(self, decoded, batch):
+        outputs, metrics = super().postprocess(decoded, batch)
+        return [
+            (key, {**output, "text": text}) for (key, output), text in zip(outputs, batch["text"], strict=False)
+        ], metrics
+
+
+def test_texts_of_a_batch_pass_by_the_device(tmp_path):
+    experiment = toy.experiment(task=Naming(), reading=Reading(batch_size=7))
+    experiment = dataclasses.replace(experiment, datasets={"train": toy.Numbers(), "test": Named(size=20)})
+    leaves = encode([np.array(x) for x in jax.tree.leaves(WEIGHTS)])
+    for role in (Decoder(experiment, "test", tmp_path), Evaler(experiment, "test", tmp_path)):
+        role.process(Arrival(42, 0.0, leaves))
+        role.close()
+    lines = (tmp_path / "decode_test" / "decoder_out-00000042.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == [f"no. {i}" for i in range(20)]
+    (fields,) = [row["fields"] for row in describe.datasets(experiment) if row["name"] == "test"]
+    assert list(fields) == ["x", "y", "id"]
+
+
+def best_by(name, *, evaluated=True):
+    checkpoints = Checkpoints(best=Best(metric=f"test/{name}", mode="max"))
+    experiment = toy.experiment(task=TASK, checkpoints=checkpoints)
+    return experiment if evaluated else dataclasses.replace(experiment, eval={})
+
+
+class NoSnapshots:
+    """A feed of a run that ends at once."""
+
+    def next(self):
+        return None
+
+
+def follow(experiment, logdir):
+    with contextlib.closing(Decoder(experiment, "test", logdir)) as decoder:
+        decoder.follow(NoSnapshots())
+
+
+@pytest.mark.parametrize("name", ["range", "mean", "num_outputs"])
+def test_a_metric_of_the_decoder_may_steer_the_run(tmp_path, name):
+    for evaluated in (True, False):
+        follow(best_by(name, evaluated=evaluated), tmp_path)
+    Evaler(best_by(name), "test", tmp_path).close()  # it leaves the check to the Decoder
+
+
+def test_a_metric_of_the_evaler_needs_no_decoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(Decoder, "_outputs", None)
+    follow(best_by("loss"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "name", "message"),
+    [
+        (
+            True,
+            "rang",
+            r"neither evaluation nor decoding has a metric 'rang' \(got 'test/rang'\); did you mean range\?",
+        ),
+        (True, "bleu", r".*; the task gives loss, num_rows, num_outputs, mean, squared_error, range, last$"),
+        (
+            False,
+            "loss",
+            r"the decoding has no metric 'loss' .*; the task gives num_outputs, mean, squared_error, range",
+        ),
+    ],
+)
+def test_a_metric_that_nobody_reports_is_refused(tmp_path, evaluated, name, message):
+    with pytest.raises(RequestError, match=r"^train\.checkpoints\.best\.metric: " + message):
+        follow(best_by(name, evaluated=evaluated), tmp_path)
+
+
 def decode_sequences(logdir, data, batch_size):
     experiment = sequence_task.experiment(data=data, reading=Reading(batch_size=batch_size))
     decoder = Decoder(experiment, "test", logdir)
@@ -64,6 +172,7 @@ def test_outputs_of_buckets_are_in_the_order_of_the_dataset(tmp_path, batch_size
     lines = decode_sequences(tmp_path, BUCKETED, batch_size)
     assert [line["id"] for line in lines] == [str(i) for i in SHORT]
     assert lines == decode_sequences(tmp_path / "one by one", BUCKETED, 1)
+    assert not (tmp_path / "decode_test" / "signatures.json").exists()  # this task has no scores of a corpus
 
 
 @pytest.mark.parametrize("mix", [MixBatches, MixWithinBatches])

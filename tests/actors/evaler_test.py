@@ -94,7 +94,7 @@ def test_a_metric_that_the_task_does_not_give_is_refused(tmp_path, name, hint):
         ("train.checkpoints.best.metric", {"checkpoints": best}),
         ("train.early_stop.metric", {"early_stop": stop}),
     ):
-        experiment = toy.experiment(task=TASK, **train)
+        experiment = dataclasses.replace(toy.experiment(task=TASK, **train), decode={})
         message = rf"{field}: the evaluation has no metric '{name}' \(got 'test/{name}'\); {hint}"
         with pytest.raises(RequestError, match=message):
             Evaler(experiment, "test", tmp_path)

@@ -21,7 +21,7 @@ import toy
 
 from raylingvo.actors import memory
 from raylingvo.errors import RequestError
-from raylingvo.experiment import Checkpoints, DevBased, EarlyStop, Experiment, Reading, Snapshots
+from raylingvo.experiment import Best, Checkpoints, DevBased, EarlyStop, Experiment, Reading, Snapshots
 from raylingvo.monitor.live import View
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training import checkpoints
@@ -131,7 +131,8 @@ def assert_same_end(experiment: Experiment, logdir: Path, other: Path) -> None:
 
 
 def test_a_run_leaves_everything_in_its_logdir(tmp_path: Path) -> None:
-    experiment = toy.experiment(data=toy.NumbersWhere(environment=memory.KEEP))
+    policy = Checkpoints(every_seconds=None, best=Best(metric="test/range", mode="max"))
+    experiment = toy.experiment(data=toy.NumbersWhere(environment=memory.KEEP), checkpoints=policy)
     result = Running(experiment, tmp_path / "run").result()
 
     assert result["status"] == "finished"
@@ -155,7 +156,9 @@ def test_a_run_leaves_everything_in_its_logdir(tmp_path: Path) -> None:
         "eval_test/score-00000012.txt",
         "decode_test/score-00000012.txt",
         "decode_test/decoder_out-00000012.jsonl",
+        "decode_test/signatures.json",
     }
+    assert checkpoints.resolve(tmp_path / "run", "best", policy.best) == [12]
     for folder in ("train", "eval_test", "decode_test"):
         assert any(name.startswith(f"{folder}/events.out.tfevents") for name in files)
     lines = (tmp_path / "run/decode_test/decoder_out-00000012.jsonl").read_text().splitlines()
@@ -319,12 +322,14 @@ def test_evaluations_lower_the_rate_and_end_the_run(tmp_path: Path, new_gate: Ca
 
 
 def test_the_best_checkpoint_is_kept(tmp_path: Path, new_gate: Callable[[str], gates.Gate]) -> None:
-    from raylingvo.experiment import Best
-
-    policy = Checkpoints(every_steps=10, every_seconds=None, keep_last=1, best=Best(metric="test/loss", mode="max"))
+    """By a metric of the Decoder; in another test evaluations decide."""
+    best = Best(metric="test/squared_error", mode="max")
+    policy = Checkpoints(every_steps=10, every_seconds=None, keep_last=1, best=best)
+    evaluated = only_eval("every", checkpoints=policy)
     gate = new_gate("gate")
-    # The loss falls, so the first one is the largest. Training goes on when it has been evaluated.
-    running = Running(gated(only_eval("every", checkpoints=policy), "train", gate, at_call=17), tmp_path / "run")
+    # The error falls, so the first one is the largest. Training goes on when it has been decoded.
+    decoded = dataclasses.replace(evaluated, decode=evaluated.eval, eval={})
+    running = Running(gated(decoded, "train", gate, at_call=17), tmp_path / "run")
     gate.wait()
     running.view.wait_for(lambda status: status["readers"][0]["step"] == 10)
     gate.open()

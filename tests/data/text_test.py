@@ -9,6 +9,7 @@ import pytest
 
 from raylingvo import config
 from raylingvo.data.dataset import Dataset
+from raylingvo.data.mixing import MixWithinBatches
 from raylingvo.data.records import write_records
 from raylingvo.data.text import TextLines, TextPairs, TokenPairs
 from raylingvo.data.tf_example import encode_example
@@ -197,11 +198,11 @@ def test_checking_and_opening_again_read_no_records(data, monkeypatch):
     for name, index in (("en.txt", 0), ("de.txt", 1)):
         write_records(name, [pair[index].encode() for pair in PAIRS])
     dataset = TextPairs(records="en.txt", target_records="de.txt", source="", target="", **COMMON)
-    expected = texts(dataset)
+    expected = dataset.train_batches(4, 0)[0]
     with monkeypatch.context() as patch:
         patch.setattr("raylingvo.data.text.open_records", None)
         dataset.check()
-        assert texts(dataset) == expected
+        np.testing.assert_equal(dataset.train_batches(4, 0)[0], expected)
     write_records("de.txt", [pair[0].encode() for pair in PAIRS])  # either file counts
     assert texts(dataset) == {i: (a, a) for i, (a, _) in enumerate(PAIRS)}
     (data / "de.txt").unlink()
@@ -292,6 +293,48 @@ def test_the_wmt_pairs_read_as_text(test_data):
     words = " ".join(found).lower().split()
     assert len(set(words) & {"the", "of", "and", "to", "in", "is"}) >= 4
     assert german.length_B.min() >= 1
+
+
+@pytest.mark.data
+def test_the_text_of_the_wmt_pairs_gives_their_ids_again(test_data):
+    tokenizer = T2tSubwordTokenizer(vocab_filepath=str(test_data / "vocab/mlperf.ende.subwords.vocab"))
+    records = f"tfrecord:{test_data}/wmt/translate_ende_wmt32k-train-00511-of-00512"
+    stored = TokenPairs(records=records, bucket_bounds=(512,)).open().take(np.arange(1000))
+    sides = [np.split(side.token_T, np.cumsum(side.length_B)[:-1]) for side in stored]
+    text = [[tokenizer.decode(row[None], [len(row) - 1])[0] for row in side] for side in sides]
+    write_records("pairs.parquet", [{"en": a, "de": b} for a, b in zip(*text, strict=True)])
+    dataset = TextPairs(
+        records="pairs.parquet",
+        source="en",
+        target="de",
+        source_tokenizer=tokenizer,
+        target_tokenizer=tokenizer,
+        bucket_bounds=(512,),
+    )
+    for side, again in zip(stored, dataset.open().take(np.arange(1000)), strict=True):
+        np.testing.assert_array_equal(again.token_T, side.token_T)
+        np.testing.assert_array_equal(again.length_B, side.length_B)
+    batch = dataset.eval_batches(2)[0]
+    assert (batch["tgt_ids"][:, 0] == 0).all()  # <pad>, as MLPerf starts sentences
+    ends = (batch["tgt_paddings"] == 0).sum(axis=1) - 1
+    assert (batch["tgt_labels"][np.arange(2), ends] == 1).all()  # <EOS>
+    assert (batch["tgt_labels"][batch["tgt_paddings"] == 1] == 0).all()
+
+
+def test_a_tsv_and_files_side_by_side_are_mixed_by_weight(data):
+    """As with back-translations: some pairs of people, some whose source a machine made."""
+    write_records("pairs.tsv", [f"{a}\t{b}".encode() for a, b in PAIRS])
+    for name, index in (("made.en", 0), ("mono.de", 1)):
+        write_records(name, [f"x{pair[index]}".encode() for pair in PAIRS], "text")
+    human = TextPairs(records="pairs.tsv", source="0", target="1", **COMMON)
+    machine = TextPairs(records="made.en", target_records="mono.de", source="", target="", **COMMON)
+    batches = MixWithinBatches(datasets=(human, machine), weights=(3.0, 1.0)).train_batches(8, 0)
+    source_id, made = [], []
+    for k in range(50):
+        source_id.extend(batches[k]["source_id"])
+        made.extend(batches[k]["src_ids"][:, 0] == ASCII.encode_ragged(["x"])[0][0])
+    np.testing.assert_array_equal(made, np.array(source_id) == 1)
+    assert 0.2 < np.mean(made) < 0.3
 
 
 @pytest.mark.data

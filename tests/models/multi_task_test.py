@@ -133,6 +133,15 @@ def test_each_task_computes_what_it_computes_alone():
     assert metrics["num_outputs/b"] == (8, 1.0)
 
 
+def test_scores_of_all_outputs_are_of_those_of_each_task():
+    outputs = [{"task": "b" if i % 3 else "a", "prediction": float(i * i)} for i in range(8)]
+    assert SHARED.corpus_scores(outputs) == (
+        {"range/a": 36.0, "last/a": 36.0, "range/b": 48.0, "last/b": 49.0},
+        {"range/a": "toy:1", "range/b": "toy:1"},
+    )
+    assert SHARED.corpus_scores(outputs[1:2]).metrics.keys() == {"range/b", "last/b"}
+
+
 def test_gradients_of_what_is_shared_come_from_every_task():
     model = Model(SHARED)
     weights = Model.split(SHARED.init(nnx.Rngs(0)))

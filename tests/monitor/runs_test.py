@@ -164,6 +164,9 @@ def test_labels_are_as_short_as_they_can_be(make_logdir):
         ("error5", min),
         ("accuracy", max),
         ("correct_top1", max),
+        ("corpus_bleu", max),
+        ("sacrebleu", max),
+        ("chrf/mt", max),
         ("learning_rate", None),
     ],
 )

@@ -42,6 +42,11 @@ def test_the_most_telling_metric_comes_first_and_counts_last():
     ]
 
 
+def test_translations_are_told_by_their_scores():
+    names = ["chrf", "corpus_bleu", "log_pplx", "loss", "num_samples_in_batch", "sacrebleu"]
+    assert text.telling(names) == ["sacrebleu", "corpus_bleu", "chrf", "loss", "log_pplx", "num_samples_in_batch"]
+
+
 @pytest.mark.parametrize(("value", "shown"), [(None, "-"), (0.0456, "0.046"), (11.64, "11.6"), (2980.11, "2980")])
 def test_rate(value, shown):
     assert text.rate(value) == shown

@@ -48,8 +48,8 @@ def save(writer, step, state=STATE):
     writer.wait()
 
 
-def score(logdir, values, dataset="test", metric="accuracy"):
-    with MetricsLog(logdir / f"eval_{dataset}") as log:
+def score(logdir, values, dataset="test", metric="accuracy", role="eval"):
+    with MetricsLog(logdir / f"{role}_{dataset}") as log:
         for step, value in values.items():
             log.write(step, {metric: value})
 
@@ -279,7 +279,7 @@ def test_what_resolve_refuses(tmp_path, writer):
     with pytest.raises(RequestError, match=r"--checkpoint best: this experiment sets no train.checkpoints.best"):
         checkpoints.resolve(tmp_path, "best", None)
     score(tmp_path, {5: 0.5, 12: math.nan})  # there is no checkpoint 5
-    with pytest.raises(RequestError, match=r"no checkpoint has a finite test/accuracy yet; evaluate one first"):
+    with pytest.raises(RequestError, match=r"no checkpoint has a finite test/accuracy yet; evaluate or decode one"):
         checkpoints.resolve(tmp_path, "best", best)
 
 
@@ -287,9 +287,31 @@ def test_there_is_a_score_for_every_evaluated_step(tmp_path):
     score(tmp_path, {1: 0.5, 2: math.nan, 3: math.inf})
     scores = checkpoints.read_scores(tmp_path, "test/accuracy")
     assert scores == pytest.approx({1: 0.5, 2: math.nan, 3: math.nan}, nan_ok=True)
+    score(tmp_path, {4: 0.5}, metric="other")
     absent = checkpoints.read_scores(tmp_path, "test/other")  # a mean over no rows has no value
-    assert absent == pytest.approx(dict.fromkeys([1, 2, 3], math.nan), nan_ok=True)
+    assert absent == pytest.approx(dict.fromkeys([1, 2, 3], math.nan) | {4: 0.5}, nan_ok=True)
     assert checkpoints.read_scores(tmp_path, "dev/accuracy") == {}
+
+
+def test_a_score_may_be_of_a_decoder(tmp_path, writer):
+    """Evaluations that do not report it do not count: they would be values that are not there, and the worst."""
+    best = Best(metric="test/bleu/mt", mode="max")
+    score(tmp_path, {1: 0.5, 2: 0.6, 3: 0.7})
+    assert checkpoints.read_scores(tmp_path, best.metric) == {}
+    score(tmp_path, {1: 30.0, 2: 29.0}, metric="bleu/mt", role="decode")
+    assert checkpoints.read_scores(tmp_path, best.metric) == {1: 30.0, 2: 29.0}
+    each = writer(Policy(keep_last=1, best=best))
+    for step in (1, 2, 3):
+        save(each, step)
+    assert checkpoints.steps(tmp_path) == [1, 3]
+    assert checkpoints.resolve(tmp_path, "best", best) == [1]
+
+
+def test_the_evalers_score_counts_if_both_have_one(tmp_path):
+    score(tmp_path, {1: 0.1, 2: 0.2}, role="decode")
+    assert checkpoints.read_scores(tmp_path, "test/accuracy") == {1: 0.1, 2: 0.2}
+    score(tmp_path, {1: 0.5})
+    assert checkpoints.read_scores(tmp_path, "test/accuracy") == {1: 0.5}
 
 
 @pytest.mark.parametrize(
