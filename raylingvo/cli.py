@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -36,6 +37,12 @@ Datasets = Annotated[
     list[str] | None, typer.Option("--dataset", metavar="NAME", help="may be repeated; default: as in the run")
 ]
 Checkpoint = Annotated[str, typer.Option(metavar="latest|best|STEP|all", help="which checkpoints of the run")]
+Average = Annotated[
+    int,
+    typer.Option(
+        metavar="N", help="average the weights of the N newest checkpoints up to that one; of best: the N best"
+    ),
+]
 
 
 def main() -> None:
@@ -159,10 +166,14 @@ def run(
 
 @app.command("eval")
 def eval_command(
-    logdir: LogdirOption, datasets: Datasets = None, checkpoint: Checkpoint = "latest", as_json: Json = False
+    logdir: LogdirOption,
+    datasets: Datasets = None,
+    checkpoint: Checkpoint = "latest",
+    average: Average = 1,
+    as_json: Json = False,
 ) -> None:
     """Evaluates checkpoints of a run that is over."""
-    _read_checkpoints("eval", logdir, datasets, checkpoint, as_json)
+    _read_checkpoints("eval", logdir, as_json, datasets=datasets or (), checkpoint=checkpoint, average=average)
 
 
 @app.command()
@@ -170,29 +181,40 @@ def decode(
     logdir: LogdirOption,
     datasets: Datasets = None,
     checkpoint: Checkpoint = "latest",
+    average: Average = 1,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="task.KEY=VALUE", help="another setting of the task, for this decoding"),
+    ] = None,
     input_file: Annotated[
         str | None,
-        typer.Option("--input", metavar="FILE|-", help="decode the lines of this file, or of stdin, instead"),
+        typer.Option(
+            "--input", metavar="FILE|-", help="decode the lines of this file, or of stdin as they come, instead"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Decodes checkpoints of a run that is over, to LOGDIR/decode_<dataset>/decoder_out-<step>.jsonl.
 
-    With --input: prints a JSON object for each line of text instead, in order.
+    With --input: prints a JSON object for each line of text instead, in order, as soon as it is there.
     """
+    from raylingvo.config import parse_assignments
+
+    how = {"checkpoint": checkpoint, "average": average, "overrides": parse_assignments(overrides or [])}
     if input_file is None:
-        _read_checkpoints("decode", logdir, datasets, checkpoint, as_json)
+        _read_checkpoints("decode", logdir, as_json, datasets=datasets or (), **how)
         return
     if datasets:
         raise RequestError("decode: one of --input and --dataset, not both")
+    from raylingvo.actors.line_reader import open_lines
     from raylingvo.actors.offline_lines import decode_lines
 
-    result = decode_lines(logdir, _lines(input_file), checkpoint=checkpoint, progress=_say)
+    outputs: list[dict[str, Any]] = []
+    with open_lines(input_file) as lines:
+        write = outputs.append if as_json else _print_output
+        result = decode_lines(logdir, lines.take, write, **how, progress=_say)
     if as_json:
-        _print_json(result)
-    else:
-        for output in result["outputs"]:
-            _print_json(output)
+        _print_json({**result, "outputs": outputs})
 
 
 @data_app.command("prepare")
@@ -413,28 +435,19 @@ class _Kind(StrEnum):
     DECODE = "decode"
 
 
-def _read_checkpoints(kind: Any, logdir: Path, datasets: list[str] | None, checkpoint: str, as_json: bool) -> None:
+def _read_checkpoints(kind: Any, logdir: Path, as_json: bool, **which: Any) -> None:
     from raylingvo.actors.offline import read_checkpoints
+    from raylingvo.actors.variant import Variant
     from raylingvo.monitor.text import metrics_line
 
-    result = read_checkpoints(kind, logdir, datasets=datasets or (), checkpoint=checkpoint, progress=_say)
+    result = read_checkpoints(kind, logdir, progress=_say, **which)
     if as_json:
         _print_json(result)
         return
+    average = Variant(averaged=tuple(result.get("average", ())))
     for dataset, records in result["all"].items():
         for record in records:
-            print(f"{kind} {dataset} @ {record['step']}: {metrics_line(record)}")
-
-
-def _lines(input_file: str) -> list[str]:
-    try:
-        text = sys.stdin.buffer.read() if input_file == "-" else Path(input_file).read_bytes()
-        lines = text.decode().removesuffix("\n").split("\n") if text else []
-        return [line.removesuffix("\r") for line in lines]
-    except OSError as error:
-        raise RequestError(f"--input {input_file}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise RequestError(f"--input {input_file}: is not UTF-8 ({error})") from error
+            print(f"{kind} {dataset} @ {record['step']}{average}: {metrics_line(record)}")
 
 
 def _experiment(name: str, overrides: list[str] | None, config_file: Path | None = None) -> Any:
@@ -473,6 +486,17 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, allow_nan=False))
+
+
+def _print_output(output: dict[str, Any]) -> None:
+    """At once; ends the command if nobody reads any more, as after `| head -1`."""
+    try:
+        # On a terminal for people; scripts get what any encoding can say.
+        print(json.dumps(output, allow_nan=False, ensure_ascii=not sys.stdout.isatty()), flush=True)
+    except BrokenPipeError:
+        # Python would try to write the rest when it ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit from None
 
 
 def _say(line: str) -> None:

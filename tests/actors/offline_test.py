@@ -1,5 +1,7 @@
 """Checkpoints are evaluated and decoded without actors, and what is returned is what the logs say."""
 
+import contextlib
+import dataclasses
 import json
 
 import jax
@@ -10,7 +12,7 @@ import toy
 from raylingvo.actors.logdir import Logdir
 from raylingvo.actors.offline import read_checkpoints
 from raylingvo.errors import RequestError
-from raylingvo.experiment import Checkpoints
+from raylingvo.experiment import Best, Checkpoints, Reading
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training.checkpoints import CheckpointWriter
 from raylingvo.training.state import init_state
@@ -18,6 +20,8 @@ from raylingvo.training.state import init_state
 EXPERIMENT = toy.experiment()
 STATE = jax.tree.map(np.asarray, init_state(EXPERIMENT, toy.batches(1)[0]))
 DIVERGED = STATE._replace(weights=jax.tree.map(lambda x: np.full_like(x, np.nan), STATE.weights))
+
+_OTHER = {"eval": "decode", "decode": "eval"}
 
 
 @pytest.fixture
@@ -60,6 +64,55 @@ def test_it_decodes_too(logdir):
     result = read_checkpoints("decode", logdir, checkpoint="4")
     assert result["decode"]["test"]["num_outputs"] == 20
     assert (logdir / "decode_test" / "decoder_out-00000004.jsonl").read_text().count("\n") == 20
+    assert result["signatures"] == {"test": {"range": "toy:1"}}
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("decode", "range"), ("eval", "loss")])
+def test_other_datasets_than_that_of_the_best_checkpoint(tmp_path, kind, metric):
+    best = Best(metric=f"test/{metric}", mode="max")
+    experiment = toy.experiment(checkpoints=Checkpoints(best=best))
+    home = Logdir(tmp_path, dataclasses.replace(experiment, **{kind: {"test": Reading()}, _OTHER[kind]: {}}))
+    home.begin(["raylingvo"])
+    home.close()
+    with contextlib.closing(CheckpointWriter(tmp_path, Checkpoints(), lambda line: None)) as writer:
+        writer.save(4, STATE, {}, on_saved=lambda: None)
+    read_checkpoints(kind, tmp_path)
+    result = read_checkpoints(kind, tmp_path, datasets=["train"], checkpoint="best")
+    assert list(result[kind]) == ["train"]
+
+
+@pytest.mark.parametrize("kind", ["eval", "decode"])
+def test_averages_and_other_settings_leave_the_runs_own_results_alone(logdir, kind):
+    read_checkpoints(kind, logdir, checkpoint="4")
+    before = {path: path.read_bytes() for path in (logdir / f"{kind}_test").iterdir() if "events" not in path.name}
+    with contextlib.closing(CheckpointWriter(logdir, Checkpoints(), lambda line: None)) as writer:
+        writer.save(6, STATE, {}, on_saved=lambda: None)
+    told = []
+    how = {"checkpoint": "6", "average": 2, "overrides": {"task.dropout": "0"}}
+    result = read_checkpoints(kind, logdir, **how, progress=told.append)
+    assert told == [f"{kind} test @ 6 (average of 4, 6)"]
+    folder = logdir / "variants" / "average-4+6,dropout=0"
+    assert {key: result[key] for key in ("average", "set", "recorded_in")} == {
+        "average": [4, 6],
+        "set": {"task.dropout": "0"},
+        "recorded_in": str(folder),
+    }
+    assert [record["step"] for record in read_metrics(folder / f"{kind}_test")] == [6]
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_an_average_is_evaluated_as_its_mean(logdir):
+    """Of weights w and 3 w: as a checkpoint of 2 w."""
+    for step, factor in ((9, 1), (10, 3), (11, 2)):
+        scaled = STATE._replace(weights=jax.tree.map(lambda x, factor=factor: factor * x, STATE.weights))
+        with contextlib.closing(CheckpointWriter(logdir, Checkpoints(keep_last=9), lambda line: None)) as writer:
+            writer.save(step, scaled, {}, on_saved=lambda: None)
+    mean, same, once = (
+        read_checkpoints("eval", logdir, checkpoint=step, average=n)["eval"]["test"]
+        for step, n in (("10", 2), ("11", 1), ("10", 1))
+    )
+    assert mean["loss"] == same["loss"] != once["loss"]
+    assert mean["step"] == 10
 
 
 def test_a_logdir_without_run_json_has_no_id(logdir):
