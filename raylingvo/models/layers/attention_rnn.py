@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
-from raylingvo.models.layers.lstm import Frame, LSTMCell, LSTMState, lstm_step
+from raylingvo.models.layers._recurrence import Loop, recur
+from raylingvo.models.layers.lstm import Dot, Frame, LSTMCell, LSTMConfig, LSTMState, lstm_step
 from raylingvo.models.layers.multi_headed_source_attention import MultiHeadedSourceAttention
 from raylingvo.models.layers.rnn import segment_starts
 from raylingvo.models.layers.source_attention import Source
-from raylingvo.ops.product import einsum
 
 # B targets of T frames with D features, and their sources of S positions; C context features, M output features; N
 # slots of a search, of source i % B each.
-
-_GATES = "gates"  # the name that remat knows their product by
 
 
 class AttentionRNNState(NamedTuple):
@@ -41,12 +40,13 @@ class AttentionRNN(nnx.Module):
     attention over the source for the next context.
 
     cell: of D + C input features. attention: of M query features. The first context is that of a query of zeros.
+    recompute: the gradient computes the gates of each frame again; what attention computes it always does.
     Source: Lingvo core/rnn_layers.py, FRNNWithAttention. Differs in that each segment of a packed target starts with
     the first context of its own source.
     """
 
-    def __init__(self, cell: LSTMCell, attention: MultiHeadedSourceAttention) -> None:
-        self.cell, self.attention = cell, attention
+    def __init__(self, cell: LSTMCell, attention: MultiHeadedSourceAttention, *, recompute: bool = False) -> None:
+        self.cell, self.attention, self.recompute = cell, attention, recompute
 
     def initial_state(self, source: Source, num_slots: int) -> AttentionRNNState:
         """The state before the first frame, of N slots."""
@@ -85,50 +85,57 @@ class AttentionRNN(nnx.Module):
             rng=first_rng,
         )
         context_RxBxC = context.reshape(-1, batch, context.shape[-1])
-        matrices, vectors = self.cell.matrices(projected=features), self.cell.vectors()
-
-        def step(state: AttentionRNNState, frame: _Frame) -> tuple[AttentionRNNState, Attended]:
-            before_BxC = state.context
-            if frame.first_context is not None and frame.lstm.reset is not None:
-                before_BxC = jnp.where(frame.lstm.reset[:, None], frame.first_context, before_BxC)
-
-            def dot(name: str, x: jax.Array, addend: jax.Array) -> jax.Array:
-                if name == "recurrent":
-                    x = jnp.concatenate([before_BxC, x], axis=-1)
-                return checkpoint_name(einsum("bi,io->bo", x, matrices[name]) + addend, _GATES)
-
-            lstm = lstm_step(self.cell.config, dot, vectors, state.lstm, frame.gates, frame.lstm)
-            context_BxC, probs_BxS = self.attention(source, lstm.m, segment_ids_Q=frame.segment_ids, rng=frame.rng)
-            return AttentionRNNState(lstm, context_BxC), Attended(lstm.m, context_BxC, probs_BxS)
-
-        # What additive attention computes is T times as large as the source: the gradient computes it again.
-        policy = jax.checkpoint_policies.save_only_these_names(_GATES)
-        state, found = jax.lax.scan(
-            jax.checkpoint(step, prevent_cse=False, policy=policy),
+        added = {"recurrent": self.cell.project_inputs(x_BxTxD.swapaxes(0, 1))}
+        reset_TxB = None
+        if segment_ids_BxT is not None:
+            added["first_context"], reset_TxB = context_RxBxC, segment_starts(segment_ids_BxT)
+        found, _ = recur(
+            Loop(functools.partial(_step, self.cell.config, nnx.graphdef(self.attention)), False, self.recompute),
+            self.cell.matrices(projected=features),
+            _Weights(self.cell.vectors(), nnx.state(self.attention), source),
+            added,
             AttentionRNNState(self.cell.initial_state(batch), context_RxBxC[0]),
-            _Frame(
-                gates=self.cell.project_inputs(x_BxTxD.swapaxes(0, 1)),
-                lstm=Frame(
-                    reset=None if segment_ids_BxT is None else segment_starts(segment_ids_BxT),
-                    rng=rngs[1] if self.cell.config.zoneout else None,
-                ),
-                first_context=None if segment_ids_BxT is None else context_RxBxC,
-                segment_ids=ids_TxB,
-                rng=rngs[0],
-            ),
+            _Frame(Frame(reset=reset_TxB, rng=rngs[1] if self.cell.config.zoneout else None), ids_TxB, rngs[0]),
         )
-        del state
         return Attended(*(y.swapaxes(0, 1) for y in found))
 
     def _no_query(self, sources: int) -> jax.Array:
         return jnp.zeros((sources, self.cell.config.out_features), self.cell.dtype)
 
 
+class _Weights(NamedTuple):
+    """What all frames have in common."""
+
+    vectors: dict[str, jax.Array]  # of the cell
+    attention: nnx.State
+    source: Source
+
+
 class _Frame(NamedTuple):
     """What there is to know about a frame beforehand; None: nothing of the kind."""
 
-    gates: jax.Array  # [B, G * H], the input's part
     lstm: Frame
-    first_context: jax.Array | None  # [B, C], of its segment
     segment_ids: jax.Array | None  # i32[B]
     rng: jax.Array | None  # for the attention
+
+
+def _step(
+    config: LSTMConfig,
+    definition: nnx.GraphDef[MultiHeadedSourceAttention],
+    dot: Dot,
+    weights: _Weights,
+    state: AttentionRNNState,
+    added: Mapping[str, jax.Array],
+    frame: _Frame,
+) -> tuple[AttentionRNNState, Attended]:
+    before_BxC = state.context
+    if frame.lstm.reset is not None:
+        before_BxC = jnp.where(frame.lstm.reset[:, None], added["first_context"], before_BxC)
+
+    def dot_with_context(name: str, x: jax.Array, addend: jax.Array) -> jax.Array:
+        return dot(name, jnp.concatenate([before_BxC, x], axis=-1) if name == "recurrent" else x, addend)
+
+    lstm = lstm_step(config, dot_with_context, weights.vectors, state.lstm, added["recurrent"], frame.lstm)
+    attention = nnx.merge(definition, weights.attention)
+    context_BxC, probs_BxS = attention(weights.source, lstm.m, segment_ids_Q=frame.segment_ids, rng=frame.rng)
+    return AttentionRNNState(lstm, context_BxC), Attended(lstm.m, context_BxC, probs_BxS)

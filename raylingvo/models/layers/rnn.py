@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 
 from raylingvo.models.layers import dropout
 from raylingvo.models.layers._recurrence import Loop, recur
-from raylingvo.models.layers.lstm import Frame, LSTMCell, LSTMState
+from raylingvo.models.layers.lstm import Dot, Frame, LSTMCell, LSTMConfig, LSTMState, lstm_step
 
 # B sequences of T frames, D input features, M output features.
 
@@ -53,8 +54,9 @@ class RNN(nnx.Module):
             reset=None if segment_ids_BxT is None else segment_starts(segment_ids_BxT, reverse=self.reverse),
             rng=jax.random.split(rng, x_BxTxD.shape[1]) if rng is not None and self.cell.config.zoneout else None,
         )
-        loop = Loop(self.cell.config, self.reverse, self.recompute)
-        m_TxBxM, last = recur(loop, self.cell.matrices(), self.cell.vectors(), gates_x, state, frames)
+        loop = Loop(functools.partial(_step, self.cell.config), self.reverse, self.recompute)
+        added = {"recurrent": gates_x}
+        m_TxBxM, last = recur(loop, self.cell.matrices(), self.cell.vectors(), added, state, frames)
         return m_TxBxM.swapaxes(0, 1), last
 
 
@@ -176,6 +178,18 @@ class StackedBidirectionalRNN(nnx.Module):
                 x_BxTxD, dropout.dropout(y_BxTxM, self.dropout_rate, keys[2 * i + 1]), i, self.residual_start
             )
         return x_BxTxD
+
+
+def _step(
+    config: LSTMConfig,
+    dot: Dot,
+    vectors: Mapping[str, jax.Array],
+    state: LSTMState,
+    added: Mapping[str, jax.Array],
+    frame: Frame,
+) -> tuple[LSTMState, jax.Array]:
+    state = lstm_step(config, dot, vectors, state, added["recurrent"], frame)
+    return state, state.m
 
 
 def _padding(paddings_BxT: jax.Array | None, segment_ids_BxT: jax.Array | None) -> jax.Array | None:

@@ -43,7 +43,7 @@ class RnmtModel(TranslationModel):
       probabilities.
     init_scale: embeddings, LSTMs and the softmax are drawn from U(-s, s); biases are 0, and what projects the encoder's
       output, and attention, have the initialisation of their layers.
-    recompute: gradients compute the gates of LSTMs again, and so keep less memory; not those of the decoder's first.
+    recompute: gradients compute the gates of LSTMs again, and so keep less memory.
     """
 
     model_dim: int = 1024
@@ -121,7 +121,11 @@ class RnmtModule(nnx.Module):
             attend_to_keys=True,
             dropout_rate=config.attention_dropout,
         )
-        self.decoder_first = AttentionRNN(cell(2 * dim), MultiHeadedSourceAttention(attention, dtype=dtype, rngs=rngs))
+        self.decoder_first = AttentionRNN(
+            cell(2 * dim),
+            MultiHeadedSourceAttention(attention, dtype=dtype, rngs=rngs),
+            recompute=config.recompute,
+        )
         upper = range(1, config.num_decoder_layers)
         self.decoder_upper = nnx.List([RNN(cell(hidden + dim), recompute=config.recompute) for _ in upper])
         self.softmax = Softmax(hidden + dim, config.target_vocab_size, kernel_init=init, dtype=dtype, rngs=rngs)
