@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from raylingvo.ops.search import CacheIndex as CacheIndex
     from raylingvo.ops.search import FlatBeamSearchResult as FlatBeamSearchResult
     from raylingvo.ops.search import GreedySearchResult as GreedySearchResult
+    from raylingvo.ops.search import HypAttention as HypAttention
     from raylingvo.ops.search import PrefixState as PrefixState
     from raylingvo.ops.search import PrefixTrie as PrefixTrie
     from raylingvo.ops.search import SampleSequencesResult as SampleSequencesResult
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from raylingvo.ops.search import flat_beam_search as flat_beam_search
     from raylingvo.ops.search import greedy_search as greedy_search
     from raylingvo.ops.search import gumbel_with_max as gumbel_with_max
+    from raylingvo.ops.search import hyp_attention as hyp_attention
     from raylingvo.ops.search import merge_beam_search_outputs as merge_beam_search_outputs
     from raylingvo.ops.search import sample_sequences as sample_sequences
     from raylingvo.ops.search import stochastic_scores as stochastic_scores

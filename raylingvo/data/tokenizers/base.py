@@ -145,6 +145,13 @@ class Tokenizer(abc.ABC):
             raise ValueError(f"lens must be <= {ids_NxL.shape[1]}, the width of ids (got {len_N.max()})")
         return self._decode([row[: max(n, 0)].tolist() for row, n in zip(ids_NxL, len_N.tolist(), strict=True)])
 
+    def pieces(self, ids: Any) -> list[str]:
+        """The text of each id, i32[L], by itself, as the vocabulary has it."""
+        return self._pieces_of(np.asarray(ids).tolist())
+
+    def _pieces_of(self, row: list[int]) -> list[str]:
+        return self._decode([[id_] for id_ in row])
+
     def _paths(self) -> Sequence[str]:
         """The files."""
         return ()

@@ -125,11 +125,16 @@ class SentencePieceTokenizer(TokenizerWithGivenIds):
                 )
         return rows
 
+    def _pieces_of(self, row: list[int]) -> list[str]:
+        return [self._processor.id_to_piece(id_) for id_ in self._known(row)]
+
     def _decode(self, rows: list[list[int]]) -> list[str]:
-        processor = self._processor
-        size, unk = processor.get_piece_size(), self.unk_id
-        known = [[i if 0 <= i < size else unk for i in row] for row in rows]
-        return processor.decode(known) if known else []
+        known = list(map(self._known, rows))
+        return self._processor.decode(known) if known else []
+
+    def _known(self, row: list[int]) -> list[int]:
+        size, unk = self._processor.get_piece_size(), self.unk_id
+        return [i if 0 <= i < size else unk for i in row]
 
 
 @contextlib.contextmanager

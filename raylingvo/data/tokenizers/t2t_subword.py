@@ -64,6 +64,9 @@ class T2tSubwordTokenizer(Tokenizer):
         ids_of = self._subwords.runs.__getitem__
         return flatten([b"".join(map(ids_of, _runs(to_text(to_bytes(string))))) for string in strings])
 
+    def _pieces_of(self, row: list[int]) -> list[str]:
+        return [self.joined([id_]) for id_ in row]
+
     def _decode(self, rows: list[list[int]]) -> list[str]:
         return [_spaced([_unescaped(run) for run in self.joined(row).split("_") if run], "LN") for row in rows]
 

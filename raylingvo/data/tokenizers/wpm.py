@@ -93,6 +93,9 @@ class WpmTokenizer(TokenizerWithGivenIds):
         of_words, ids_of = iter(merges), self._merger.ids_after
         return [b"".join([ids_of(word, next(of_words)) for word in words]) for words in sentences]
 
+    def _pieces_of(self, row: list[int]) -> list[str]:
+        return [self._merger.piece_of(id_) for id_ in row]
+
     def _decode(self, rows: list[list[int]]) -> list[str]:
         piece_of = self._merger.piece_of
         texts = ("".join(map(piece_of, row)) for row in rows)

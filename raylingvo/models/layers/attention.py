@@ -25,6 +25,7 @@ from raylingvo.models.layers.query_scale import scale_queries
 from raylingvo.models.layers.relative_bias import RelativeBias, RelativeBiasConfig
 from raylingvo.models.layers.scaled_softmax import softmax_context
 from raylingvo.models.layers.variables import Initializer, param
+from raylingvo.ops import CacheIndex, hyp_attention
 from raylingvo.ops.product import einsum
 
 QueryScale = Literal["per_dim", "sqrt_dim", "none"]
@@ -33,6 +34,13 @@ AttentionInit = Literal["xavier", "gshard"]
 
 class KeyValues(NamedTuple):
     """Projected keys and values, [B, S, K, H] each: of a source, or the cache of the positions decoded so far."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+class HypKeyValues(NamedTuple):
+    """Keys and values for the steps of a search, row by row, [T, M, K, H] each: see `ops.hyp_attention`."""
 
     key: jax.Array
     value: jax.Array
@@ -252,6 +260,51 @@ class MultiHeadedAttention(nnx.Module):
             mask = combine_masks(mask, near)
         bias = None if self.relative_bias is None else self.relative_bias.at(query_positions, keys)
         return self._attend(query_BxLxNxH, cache, mask, bias, None)[0], cache
+
+    def project_source_for_hyps(self, source_BxSxD: jax.Array) -> HypKeyValues:
+        """Keys and values [S, B, K, H] of sources, once for all steps of a search: see `attend_to_source`."""
+        return HypKeyValues(*(x.swapaxes(0, 1) for x in self.project_source(source_BxSxD)))
+
+    def attend_to_source(
+        self, query_NxD: jax.Array, source: HypKeyValues, lengths_B: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Of each slot of a search to its source: the output [N, D], probabilities f32[N, S], the mean over heads.
+
+        Slot i is of source i % B. lengths: i32[B] >= 1, real positions of the sources.
+        """
+        length_N = jnp.tile(lengths_B, len(query_NxD) // len(lengths_B))
+        found = hyp_attention(self._query(query_NxD[:, None], None)[:, 0], source.key, source.value, length_N)
+        return self.output(found.context[:, None])[:, 0], found.probs
+
+    def init_hyp_cache(self, num_slots: int, max_steps: int) -> HypKeyValues:
+        """An empty cache for `extend_hyps`. Raises ValueError if the layer has what steps of hyps have not."""
+        config = self.config
+        lacking = {"relative_bias": None, "left_context": None, "logit_cap": None, "extra_logit": None}
+        for name, value in lacking.items():
+            if getattr(config, name) != value:
+                raise ValueError(f"{name} must be None in a search by hyp_attention (got {getattr(config, name)})")
+        zero = jnp.zeros((max_steps, num_slots, config.kv_heads, config.per_head), self.dtype)
+        return HypKeyValues(zero, zero)
+
+    def extend_hyps(
+        self, query_NxD: jax.Array, cache: HypKeyValues, index: CacheIndex
+    ) -> tuple[jax.Array, HypKeyValues]:
+        """Causal self-attention of one step of a search: the output [N, D] and the cache with this step.
+
+        index: says which step it is, and where the history of each hyp lies.
+        """
+        query_Nx1xD, position = query_NxD[:, None], index.step[None, None]
+        new = self._key_values(query_Nx1xD, query_Nx1xD, position)
+        cache = HypKeyValues(
+            *(
+                jax.lax.dynamic_update_index_in_dim(rows, x_Nx1xKxH[:, 0], index.step, 0)
+                for rows, x_Nx1xKxH in zip(cache, new, strict=True)
+            )
+        )
+        length_N = jnp.full(len(query_NxD), index.step + 1)
+        query_NxNxH = self._query(query_Nx1xD, position)[:, 0]
+        found = hyp_attention(query_NxNxH, cache.key, cache.value, length_N, index.slots)
+        return self.output(found.context[:, None])[:, 0], cache
 
     def _query(self, query_BxTxD: jax.Array, positions: jax.Array | None) -> jax.Array:
         query_BxTxNxH = self._rotate(self.query(query_BxTxD), positions)

@@ -75,6 +75,20 @@ class Softmax(nnx.Module):
         """[..., D] -> logits f32[..., V]."""
         return self._logits(x, self.kernel[...], self.bias[...] if self.bias is not None else None)
 
+    def laid_out(self) -> Callable[[jax.Array], jax.Array]:
+        """The same as calling this, for the many calls of a loop: the kernel is transposed once, before it."""
+        kernel_DxV = self.kernel[...].T
+        bias_V = self.bias[...] if self.bias is not None else None
+        return lambda x: self._capped(
+            einsum(
+                "...d,dc->...c",
+                x.astype(self._dtype),
+                kernel_DxV.astype(self._dtype),
+                preferred_element_type=jnp.float32,
+            ),
+            bias_V,
+        )
+
     def scores(self, x: jax.Array, labels: jax.Array) -> ClassScores:
         """x [..., D]; labels i32[...] in [0, V). At most [tokens_per_chunk, classes_per_chunk] logits exist at a time.
 
@@ -99,7 +113,9 @@ class Softmax(nnx.Module):
 
     def _logits(self, x: jax.Array, kernel_CxD: jax.Array, bias_C: jax.Array | None) -> jax.Array:
         x, kernel_CxD = x.astype(self._dtype), kernel_CxD.astype(self._dtype)
-        logits = einsum("...d,cd->...c", x, kernel_CxD, preferred_element_type=jnp.float32)
+        return self._capped(einsum("...d,cd->...c", x, kernel_CxD, preferred_element_type=jnp.float32), bias_C)
+
+    def _capped(self, logits: jax.Array, bias_C: jax.Array | None) -> jax.Array:
         if bias_C is not None:
             logits += jnp.broadcast_to(bias_C, logits.shape)
         if self._abs_max:

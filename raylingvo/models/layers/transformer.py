@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from raylingvo.models.layers.attention import AttentionConfig, KeyValues, MultiHeadedAttention
+from raylingvo.models.layers.attention import AttentionConfig, HypKeyValues, KeyValues, MultiHeadedAttention
 from raylingvo.models.layers.dropout import split
 from raylingvo.models.layers.feed_forward import FeedForward, FeedForwardConfig
 from raylingvo.models.layers.masks import causal_mask, combine_masks, padding_mask, segment_mask
 from raylingvo.models.layers.moe import MoeConfig, MoeFeedForward
 from raylingvo.models.layers.residual import Residual, ResidualConfig, make_norm
+from raylingvo.ops import CacheIndex
 from raylingvo.ops.product import Remat, remat_policy
 
 
@@ -148,6 +149,28 @@ class Block(nnx.Module):
         x_BxLxD, _, probs = self._after_self(x_BxLxD, source, inputs, None, None, stepping=True)
         return x_BxLxD, cache, probs
 
+    def extend_hyps(
+        self,
+        x_NxD: jax.Array,
+        cache: HypKeyValues,
+        index: CacheIndex,
+        source: HypKeyValues | None,
+        lengths_B: jax.Array | None,
+    ) -> tuple[jax.Array, HypKeyValues, jax.Array | None]:
+        """Output [N, D], the extended cache, probabilities f32[N, S] of the attention to the source."""
+        entered = self.self_residual.enter(x_NxD)
+        y, cache = self.self_attention.extend_hyps(entered, cache, index)
+        x_NxD = self.self_residual.leave(x_NxD, entered, y, None)
+        probs = None
+        if self.cross_attention is not None and self.cross_residual is not None:
+            if source is None or lengths_B is None:
+                raise ValueError("source must be given: the stack has cross_attention")
+            entered = self.cross_residual.enter(x_NxD)
+            y, probs = self.cross_attention.attend_to_source(entered, source, lengths_B)
+            x_NxD = self.cross_residual.leave(x_NxD, entered, y, None)
+        x_Nx1xD, _ = self._feed_forward(x_NxD[:, None], None, None, by_row=True)
+        return x_Nx1xD[:, 0], cache, probs
+
     def _after_self(
         self,
         x_BxTxD: jax.Array,
@@ -164,15 +187,22 @@ class Block(nnx.Module):
             entered = self.cross_residual.enter(x_BxTxD, inputs.nonpadding)
             y, probs = self.cross_attention(entered, source=source, mask=inputs.source_mask, rng=attention_rng)
             x_BxTxD = self.cross_residual.leave(x_BxTxD, entered, y, residual_rng)
-        inner_rng, residual_rng = split(rest_rng, 2)
-        entered = self.residual.enter(x_BxTxD, inputs.nonpadding)
+        x_BxTxD, aux_loss = self._feed_forward(x_BxTxD, inputs.nonpadding, rest_rng, by_row=stepping)
+        return x_BxTxD, aux_loss, probs
+
+    def _feed_forward(
+        self, x_BxTxD: jax.Array, nonpadding: jax.Array | None, rng: jax.Array | None, *, by_row: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Output [B, T, D], aux loss f32[]. by_row: see `MoeFeedForward`."""
+        inner_rng, residual_rng = split(rng, 2)
+        entered = self.residual.enter(x_BxTxD, nonpadding)
         aux_loss = jnp.zeros((), jnp.float32)
         if self.moe is not None:
-            y, aux_loss = self.moe(entered, inputs.nonpadding, by_row=stepping, rng=inner_rng)
+            y, aux_loss = self.moe(entered, nonpadding, by_row=by_row, rng=inner_rng)
         else:
             assert self.feed_forward is not None
-            y = self.feed_forward(entered, inputs.nonpadding, rng=inner_rng)
-        return self.residual.leave(x_BxTxD, entered, y, residual_rng), aux_loss, probs
+            y = self.feed_forward(entered, nonpadding, rng=inner_rng)
+        return self.residual.leave(x_BxTxD, entered, y, residual_rng), aux_loss
 
 
 class Transformer(nnx.Module):
@@ -343,6 +373,43 @@ class Transformer(nnx.Module):
             x_BxLxD = self.norm(x_BxLxD)
         probs = None if probs is None else probs / self.config.num_layers
         return Transformed(x_BxLxD, jnp.zeros((), jnp.float32), probs), tuple(extended)
+
+    def init_hyp_cache(self, num_slots: int, max_steps: int) -> tuple[HypKeyValues, ...]:
+        """An empty cache per block for `extend_hyps`."""
+        return tuple(block.self_attention.init_hyp_cache(num_slots, max_steps) for block in self._each())
+
+    def project_source_for_hyps(self, source_BxSxD: jax.Array) -> tuple[HypKeyValues, ...]:
+        """Keys and values of the source per block, once for all steps of a search."""
+        blocks = [block.cross_attention for block in self._each()]
+        return tuple(attention.project_source_for_hyps(source_BxSxD) for attention in blocks if attention is not None)
+
+    def extend_hyps(
+        self,
+        x_NxD: jax.Array,
+        cache: tuple[HypKeyValues, ...],
+        index: CacheIndex,
+        source: tuple[HypKeyValues, ...] = (),
+        lengths_B: jax.Array | None = None,
+    ) -> tuple[Transformed, tuple[HypKeyValues, ...]]:
+        """One step of a search, of all its slots: what `__call__` returns for it, without the axis of time; the cache.
+
+        index: where the history of each hyp lies; it stays the same, and the search moves it on. source: of
+        `project_source_for_hyps`; slot i is of source i % B. lengths: i32[B], real positions of the sources.
+        """
+        if not self.config.causal:
+            raise ValueError("causal must be True to decode by steps")
+        probs, extended = None, []
+        for i, block in enumerate(self._each()):
+            x_NxD, new, block_probs = block.extend_hyps(
+                x_NxD, cache[i], index, source[i] if source else None, lengths_B
+            )
+            extended.append(new)
+            if block_probs is not None:
+                probs = block_probs if probs is None else probs + block_probs
+        if self.norm is not None:
+            x_NxD = self.norm(x_NxD)
+        probs = None if probs is None else probs / self.config.num_layers
+        return Transformed(x_NxD, jnp.zeros((), jnp.float32), probs), tuple(extended)
 
     def _each(self) -> Iterator[Block]:
         """Every block by itself. A step is short: its blocks are not scanned, and so caches are batch-first."""

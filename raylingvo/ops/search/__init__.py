@@ -13,6 +13,8 @@ from raylingvo.ops.search.flat_beam_search import FlatBeamSearchResult as FlatBe
 from raylingvo.ops.search.flat_beam_search import flat_beam_search as flat_beam_search
 from raylingvo.ops.search.greedy_search import GreedySearchResult as GreedySearchResult
 from raylingvo.ops.search.greedy_search import greedy_search as greedy_search
+from raylingvo.ops.search.hyp_attention import HypAttention as HypAttention
+from raylingvo.ops.search.hyp_attention import hyp_attention as hyp_attention
 from raylingvo.ops.search.nbest import merge_beam_search_outputs as merge_beam_search_outputs
 from raylingvo.ops.search.prefix_constraints import PrefixState as PrefixState
 from raylingvo.ops.search.prefix_constraints import PrefixTrie as PrefixTrie

@@ -69,6 +69,20 @@ class PrefixTrie(NamedTuple):
             degrees=jnp.arange(max(degree_M, default=0), dtype=jnp.int32),
         )
 
+    @classmethod
+    def of_arrays(cls, prefixes: jax.Array, lens: jax.Array) -> PrefixTrie:
+        """One sequence for each beam, its first lens[i] tokens: prefixes i32[b, P], lens i32[b]. For use inside jit."""
+        b, P = prefixes.shape
+        node_bxP = jnp.arange(b * P, dtype=jnp.int32).reshape(b, P)
+        is_last_bxP = jnp.arange(1, P + 1)[None] >= lens[:, None]
+        return cls(
+            roots=jnp.where(lens > 0, node_bxP[:, 0], _FREE),
+            first_edges=jnp.arange(b * P + 1, dtype=jnp.int32),
+            edge_tokens=prefixes.astype(jnp.int32).reshape(-1),
+            edge_nodes=jnp.where(is_last_bxP, _FREE, node_bxP + 1).reshape(-1),
+            degrees=jnp.arange(1, dtype=jnp.int32),
+        )
+
 
 class PrefixState(NamedTuple):
     """Part of a search's cache: it follows the hyps.

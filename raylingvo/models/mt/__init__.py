@@ -1,0 +1,1 @@
+"""Machine translation (Lingvo: tasks/mt)."""

@@ -1,0 +1,1 @@
+"""Capitals and punctuation for text without them (Lingvo: tasks/punctuator)."""

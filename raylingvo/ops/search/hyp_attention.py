@@ -1,0 +1,54 @@
+"""Attention of one step of a search: of each hyp to its own history, or to its source."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# N slots, T rows of history or source positions, M slots or sources that have rows, H heads of queries and G of keys
+# and values (G divides H), K features of a head.
+
+
+class HypAttention(NamedTuple):
+    """context: [N, H, K], of the values' dtype. probs: f32[N, T], the mean over heads."""
+
+    context: jax.Array
+    probs: jax.Array
+
+
+def hyp_attention(
+    query: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array, slots: jax.Array | None = None
+) -> HypAttention:
+    """Softmax over the rows that a hyp has of dot products, and the mean of their values under it.
+
+    Args:
+      query: [N, H, K], scaled.
+      keys, values: [T, M, G, K]; head h of a query goes with head h // (H / G).
+      lengths: i32[N], >= 1, how many rows each has, from row 0 on.
+      slots: i32[T, N], in which slot row t of a hyp's history lies: `CacheIndex.slots`, M = N. None: M sources, and
+        slot i reads column i % M of all rows.
+
+    Returns:
+      `HypAttention`.
+
+    Raises:
+      ValueError: shapes do not fit.
+    """
+    N, H, K = query.shape
+    T, M, G, _ = keys.shape
+    if keys.shape != values.shape or keys.shape[3] != K or H % G or N % M:
+        raise ValueError(f"query, keys and values do not fit (got {query.shape}, {keys.shape} and {values.shape})")
+    if lengths.shape != (N,) or (slots is not None and (slots.shape != (T, N) or M != N)):
+        got = lengths.shape, None if slots is None else slots.shape
+        raise ValueError(f"lengths must be [{N}], and slots [{T}, {N}] with as many keys (got {got[0]} and {got[1]})")
+    if slots is not None:
+        keys, values = (rows[jnp.arange(T)[:, None], slots] for rows in (keys, values))
+    query_RxMxGxJxK = query.reshape(-1, keys.shape[1], G, H // G, K)
+    logits = jnp.einsum("rmgjk,tmgk->rmgjt", query_RxMxGxJxK, keys, preferred_element_type=jnp.float32)
+    is_row_NxT = jnp.arange(T)[None] < lengths[:, None]
+    is_row = is_row_NxT.reshape(*logits.shape[:2], 1, 1, T)
+    probs = jax.nn.softmax(jnp.where(is_row, logits, -jnp.inf), axis=-1)
+    context = jnp.einsum("rmgjt,tmgk->rmgjk", probs.astype(values.dtype), values)
+    return HypAttention(context.reshape(N, H, K), probs.reshape(N, H, T).mean(axis=1))
