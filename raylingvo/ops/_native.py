@@ -17,7 +17,7 @@ from jax.core import Tracer
 Implementation = Literal["auto", "xla", "cpp"]
 
 # That of api_version.cc: another number when the arguments of a handler change.
-_INTERFACE = 3
+_INTERFACE = 4
 _HANDLERS = (
     "RaylingvoAveragePrecision3D",
     "RaylingvoBeamSearchStep",
@@ -28,6 +28,7 @@ _HANDLERS = (
     "RaylingvoConv2dReluPoolInputGrad",
     "RaylingvoConv2dReluPoolKernelGrad",
     "RaylingvoEinsum",
+    "RaylingvoHypAttention",
     "RaylingvoNonMaxSuppression3D",
     "RaylingvoPairwiseIou3D",
     "RaylingvoPointsToGrid",

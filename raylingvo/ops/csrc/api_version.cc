@@ -7,4 +7,4 @@ extern "C" __attribute__((visibility("default"))) int RaylingvoFfiVersion() {
 }
 
 // Another number when the arguments of a handler change: that of _native.py, which uses no other library.
-extern "C" __attribute__((visibility("default"))) int RaylingvoInterface() { return 3; }
+extern "C" __attribute__((visibility("default"))) int RaylingvoInterface() { return 4; }
