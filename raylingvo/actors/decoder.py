@@ -17,7 +17,7 @@ from raylingvo.actors.watched import check_watched, evaluated_names
 from raylingvo.data.pipeline import read_ahead
 from raylingvo.experiment import Experiment, Reading
 from raylingvo.metrics.means import WeightedMeans
-from raylingvo.models.task import WeightedMetrics
+from raylingvo.models.pictures import FirstRows
 from raylingvo.monitor.atomic import write_atomically
 from raylingvo.training.state import Model, Weights
 
@@ -33,7 +33,8 @@ class Decoder(SnapshotReader):
     output (packed ones), they are in the order of the batches.
 
     Metrics are the weighted means of what `postprocess` gives, and the task's `corpus_scores` of all outputs, whose
-    signatures are written to `signatures.json`.
+    signatures are written to `signatures.json`. If the task draws pictures, then of the first examples, in the same
+    order.
     """
 
     kind = "decode"
@@ -42,6 +43,9 @@ class Decoder(SnapshotReader):
         super().__init__(experiment, dataset, logdir)
         self.signatures: dict[str, str] = {}  # by metric, of the last scores
         self._experiment = experiment
+        self._drawn = self._task.pictures()
+        self._first = FirstRows(0)  # of the last decoding
+        self._arrays = jax.jit(self._compute_pictures)
 
     def follow(self, feed: Feed) -> None:
         """Works on what `feed` gives until it ends.
@@ -61,8 +65,15 @@ class Decoder(SnapshotReader):
     def _compute(self, weights: Weights, batch: Any) -> Any:
         return self._task.decode(self._model.merge(weights), batch)
 
-    def _outputs(self, weights: Weights, batch: Mapping[str, np.ndarray]) -> tuple[list[_Output], WeightedMetrics]:
-        return self._task.postprocess(jax.device_get(self._step(weights, batch)), batch)
+    def _compute_pictures(self, weights: Weights, inputs: Any) -> Any:
+        assert self._drawn is not None
+        return self._drawn.arrays(self._model.merge(weights), inputs)
+
+    def _pictures(self, weights: Weights) -> Mapping[str, bytes]:
+        if self._drawn is None or not self._first.rows:
+            return {}
+        arrays = self._arrays(weights, self._drawn.inputs(self._first.rows))
+        return self._drawn.draw(jax.device_get(arrays), self._first.rows)
 
     def _metric_names(self) -> list[str]:
         """What a first decoding will report. Only outputs tell: some are made, with untrained weights."""
@@ -74,7 +85,7 @@ class Decoder(SnapshotReader):
         names: list[str] = []
         outputs: list[dict[str, Any]] = []
         for batch in kinds.values():
-            found, metrics = self._outputs(weights, batch)
+            found, metrics = self._task.postprocess(jax.device_get(self._step(weights, batch)), batch)
             outputs.extend(output for _, output in found)
             names.extend(metrics)
         return [*names, *self._task.corpus_scores(outputs).metrics]
@@ -82,11 +93,15 @@ class Decoder(SnapshotReader):
     def _run(self, step: int, weights: Weights) -> tuple[dict[str, float], int]:
         means, outputs, numbers = WeightedMeans(), [], []
         numbered = True
+        self._first = FirstRows(self._drawn.num_examples if self._drawn else 0)
         for batch in read_ahead(self._batches):
-            found, metrics = self._outputs(weights, batch)
+            decoded = jax.device_get(self._step(weights, batch))
+            found, metrics = self._task.postprocess(decoded, batch)
             means.add(metrics)
             outputs.extend(found)
-            numbers.extend(_numbers(batch))
+            of_rows = _numbers(batch)
+            self._first.add(decoded, batch, of_rows)
+            numbers.extend(of_rows)
             numbered = numbered and len(numbers) == len(outputs)
         if numbered:
             outputs = [output for _, output in sorted(zip(numbers, outputs, strict=True), key=operator.itemgetter(0))]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from flax import nnx
 
+    from raylingvo.models.pictures import Pictures
+
 # A batch on the host (numpy) or on the device (jax): field name -> array whose first axis is the batch.
 Batch = Mapping[str, Any]
 # Metric name -> (value, weight), both scalars. A mean over batches is sum(value * weight) / sum(weight).
@@ -68,6 +70,10 @@ class Task(abc.ABC):
         """
         del outputs
         return CorpusScores()
+
+    def pictures(self) -> Pictures | None:
+        """How the first outputs of a dataset are drawn; None: they are not."""
+        return None
 
     def trains(self, path: str, batch: Batch) -> bool:
         """Whether a step on such a batch may change the variable of this path, such as "layers/0/kernel".

@@ -19,8 +19,8 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8 so that a reader, or a crash at any moment, sees the old file or the new one.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes `content`, text as UTF-8, so that a reader, or a crash at any moment, sees the old file or the new one.
 
     Raises OSError, naming the file, when the disk refuses.
     """
@@ -28,8 +28,8 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(temporary):
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

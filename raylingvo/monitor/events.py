@@ -1,10 +1,11 @@
-"""TensorBoard scalars: one event for each record of a metrics log."""
+"""TensorBoard events: scalars, one event for each record of a metrics log, and pictures."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from raylingvo.monitor.atomic import naming
 
 _files = itertools.count()
+# Kinds of colors: of PNG -> their number, which is what TensorBoard calls a colorspace.
+_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 
 
 class EventsFile:
@@ -43,6 +46,18 @@ class EventsFile:
         ]
         summary = summary_pb2.Summary(value=scalars)
         self._write(event_pb2.Event(wall_time=record["time"], step=record["step"], summary=summary))
+
+    def write_pictures(self, step: int, time: float, pictures: Mapping[str, bytes]) -> None:
+        """Adds PNG files under their names. time: Unix seconds."""
+        event_pb2, summary_pb2 = self._protos
+        values = []
+        for name, png in pictures.items():
+            width, height, _, kind = struct.unpack_from(">IIBB", png, 16)  # of the header, always the first chunk
+            image = summary_pb2.Summary.Image(
+                width=width, height=height, colorspace=_CHANNELS[kind], encoded_image_string=png
+            )
+            values.append(summary_pb2.Summary.Value(tag=name, image=image))
+        self._write(event_pb2.Event(wall_time=time, step=step, summary=summary_pb2.Summary(value=values)))
 
     def restart(self, step: int, time: float) -> None:
         """Tells TensorBoard to forget what it has of `step` and later, in older files too."""

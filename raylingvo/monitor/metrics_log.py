@@ -61,6 +61,18 @@ class MetricsLog:
         else:
             self._insert(record)
 
+    def write_pictures(self, step: int, pictures: Mapping[str, bytes], *, time: float | None = None) -> None:
+        """Writes PNG files by their names, `directory/<name>-<step:08d>.png`, and shows them in TensorBoard.
+
+        step: one that has been written. time: Unix seconds; now if None.
+        """
+        if self._closed:
+            raise ValueError(f"{self._path} is closed")
+        for name, png in pictures.items():
+            write_atomically(self.directory / f"{name}-{step:08d}.png", png)
+        if pictures:
+            self._open_events().write_pictures(step, now() if time is None else time, pictures)
+
     def close(self) -> None:
         self._closed = True
         if self._events:
@@ -78,12 +90,20 @@ class MetricsLog:
     def _insert(self, record: dict[str, Any]) -> None:
         records = _one_per_step([*read_metrics(self.directory), record])
         write_atomically(self._path, _text(records))
-        # TensorBoard forgets everything from a restarted step on, so what came after is told again.
+        # TensorBoard forgets everything from a restarted step on, so what came after is told again. (Pictures of the
+        # step itself may be of what it replaces.)
         events = self._open_events()
         events.restart(record["step"], record["time"])
         for later in records:
             if later["step"] >= record["step"]:
                 events.write(later)
+                if later["step"] > record["step"] and (pictures := self._pictures(later["step"])):
+                    events.write_pictures(later["step"], later["time"], pictures)
+
+    def _pictures(self, step: int) -> dict[str, bytes]:
+        """Those on disk."""
+        ending = f"-{step:08d}.png"
+        return {path.name.removesuffix(ending): path.read_bytes() for path in sorted(self.directory.glob(f"*{ending}"))}
 
     def _open_events(self) -> EventsFile:
         if self._events is None:

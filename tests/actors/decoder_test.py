@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import struct
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from raylingvo.actors.reader import Arrival
 from raylingvo.data.mixing import MixBatches, MixWithinBatches
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Best, Checkpoints, Reading
+from raylingvo.models.pictures import Pictures
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training.host_copy import encode
 from raylingvo.training.state import Model
@@ -128,7 +130,7 @@ def test_a_metric_of_the_decoder_may_steer_the_run(tmp_path, name):
 
 
 def test_a_metric_of_the_evaler_needs_no_decoding(tmp_path, monkeypatch):
-    monkeypatch.setattr(Decoder, "_outputs", None)
+    monkeypatch.setattr(toy.Regression, "postprocess", None)
     follow(best_by("loss"), tmp_path)
 
 
@@ -153,8 +155,9 @@ def test_a_metric_that_nobody_reports_is_refused(tmp_path, evaluated, name, mess
         follow(best_by(name, evaluated=evaluated), tmp_path)
 
 
-def decode_sequences(logdir, data, batch_size):
+def decode_sequences(logdir, data, batch_size, task=None):
     experiment = sequence_task.experiment(data=data, reading=Reading(batch_size=batch_size))
+    experiment = dataclasses.replace(experiment, task=task or experiment.task)
     decoder = Decoder(experiment, "test", logdir)
     weights = Model.split(experiment.task.init(nnx.Rngs(5)))
     decoder.process(Arrival(42, 0.0, encode([np.array(x) for x in jax.tree.leaves(weights)])))
@@ -195,3 +198,66 @@ def test_an_output_that_json_cannot_say_is_an_error_and_leaves_nothing(tmp_path)
     with pytest.raises(ValueError, match="not JSON compliant"):
         decode(tmp_path, weights=nan, batch_size=7)
     assert list((tmp_path / "decode_test").glob("*.jsonl")) == []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawn(sequence_task.Labels):
+    """Its picture is of 1 pixel, and says of which examples."""
+
+    broken: bool = False
+
+    def pictures(self):
+        return Pixels(self.broken)
+
+
+class Pixels(Pictures):
+    num_examples = 3
+
+    def __init__(self, broken):
+        self.broken = broken
+
+    def inputs(self, rows):
+        return {"id": np.array([row.batch["id"][row.row] for row in rows])}
+
+    def arrays(self, model, inputs):
+        return 2 * inputs["id"]
+
+    def draw(self, arrays, rows):
+        if self.broken:
+            raise OSError("no ink")
+        assert [row.batch["weight"][row.row] for row in rows] == [1.0] * len(rows)
+        return {"pixels": PNG + json.dumps(arrays.tolist()).encode()}
+
+
+# The header of a PNG file of 1 x 1, of gray.
+PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBB", 13, b"IHDR", 1, 1, 8, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "ids"),
+    [
+        (BUCKETED, SHORT[:3]),
+        (MixBatches(datasets=(BUCKETED, dataclasses.replace(BUCKETED, first=9)), weights=(1, 1)), SHORT[:3]),
+    ],
+)
+def test_the_first_examples_are_drawn(tmp_path, data, ids):
+    decode_sequences(tmp_path, data, 4, Drawn())
+    (picture,) = (tmp_path / "decode_test").glob("*.png")
+    assert picture.name == "pixels-00000042.png"
+    assert json.loads(picture.read_bytes().removeprefix(PNG)) == [2 * i for i in ids]
+
+
+def test_a_picture_that_fails_is_an_error_after_the_metrics(tmp_path):
+    with pytest.raises(OSError, match="no ink"):
+        decode_sequences(tmp_path, BUCKETED, 4, Drawn(broken=True))
+    assert [record["step"] for record in read_metrics(tmp_path / "decode_test")] == [42]
+    assert (tmp_path / "decode_test" / "score-00000042.txt").exists()
+
+
+def test_a_task_without_pictures_compiles_none(tmp_path, monkeypatch):
+    def compute(self, weights, inputs):
+        raise AssertionError
+
+    monkeypatch.setattr(Decoder, "_compute_pictures", compute)
+    decode(tmp_path)
+    assert not list((tmp_path / "decode_test").glob("*.png"))

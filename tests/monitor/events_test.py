@@ -1,6 +1,9 @@
+import io
 import math
 
+import numpy as np
 import pytest
+from matplotlib.image import imsave
 
 from raylingvo.monitor.events import EventsFile
 
@@ -38,3 +41,21 @@ def test_files_opened_in_the_same_second_do_not_overwrite_each_other(tmp_path, s
 def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         EventsFile(tmp_path / "absent")
+
+
+def test_pictures_are_shown_whole(tmp_path, read_events):
+    events = EventsFile(tmp_path)
+    events.write_pictures(3, 7.5, {"alignments": (png := a_png(5, 2)), "other": png})
+    _, event = read_events(tmp_path)
+    events.close()
+    assert (event.step, event.wall_time) == (3, 7.5)
+    assert [value.tag for value in event.summary.value] == ["alignments", "other"]
+    image = event.summary.value[0].image
+    assert (image.width, image.height, image.colorspace) == (5, 2, 4)
+    assert image.encoded_image_string == png
+
+
+def a_png(width, height):
+    file = io.BytesIO()
+    imsave(file, np.zeros((height, width, 4), np.uint8), format="png")
+    return file.getvalue()

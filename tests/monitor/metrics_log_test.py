@@ -1,4 +1,5 @@
 import errno
+import io
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.image import imsave
 
 from raylingvo.errors import RequestError
 from raylingvo.monitor.metrics_log import MetricsLog, json_tree, json_values, read_metrics
@@ -171,3 +173,24 @@ def test_a_log_needs_no_tensorflow_jax_or_ray(tmp_path):
 def test_a_tree_that_json_can_say():
     value = {"a": [1.5, float("nan"), {"b": (float("inf"), "text", None, 3)}]}
     assert json_tree(value) == {"a": [1.5, None, {"b": [None, "text", None, 3]}]}
+
+
+def test_pictures_lie_beside_the_metrics_and_outlast_a_step_that_is_put_in(tmp_path, read_events):
+    """TensorBoard is told to forget what comes after that step."""
+    image = io.BytesIO()
+    imsave(image, np.zeros((2, 2, 4), np.uint8), format="png")
+    with MetricsLog(tmp_path) as log:
+        for step in (30, 10, 20):
+            log.write(step, {"loss": step}, time=float(step))
+            log.write_pictures(step, {"a": image.getvalue()}, time=float(step))
+        log.write(20, {"loss": 2}, time=20.0)  # its picture is to follow
+    shown = []
+    for event in read_events(tmp_path):
+        if event.session_log.status == event.session_log.START:
+            shown = [at for at in shown if at[0] < event.step]
+        elif event.summary.value and event.summary.value[0].tag == "a":
+            shown.append((event.step, event.wall_time))
+    assert sorted(shown) == [(10, 10.0), (30, 30.0)]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"a-000000{step}.png" for step in (10, 20, 30)]
+    with pytest.raises(ValueError, match="closed"):
+        log.write_pictures(40, {})

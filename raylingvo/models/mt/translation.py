@@ -17,6 +17,7 @@ from raylingvo.errors import RequestError
 from raylingvo.metrics.corpus_scores import CorpusScores
 from raylingvo.metrics.translation import translation_scores
 from raylingvo.models.layers.losses import check_label_smoothing, cross_entropy, weighted_mean
+from raylingvo.models.mt.alignments import Alignments
 from raylingvo.models.mt.decoding import Decoding, search
 from raylingvo.models.mt.model import TranslationModel, TranslationModule
 from raylingvo.models.task import Batch, Task, WeightedMetrics
@@ -126,6 +127,10 @@ class Translation(Task):
         known = [output for output in outputs if "reference" in output]
         best = [output["hypotheses"][0]["text"] if output["hypotheses"] else "" for output in known]
         return translation_scores(best, [output["reference"] for output in known])
+
+    def pictures(self) -> Alignments:
+        """`alignments`: where the attention of each word of the best hypotheses lies."""
+        return Alignments(self.source_tokenizer, self.target_tokenizer)
 
     def encode_lines(self, lines: Sequence[str]) -> dict[str, np.ndarray]:
         """src_ids i32[B, S], src_paddings f32[B, S], src_length i32[B] before lines were cut, weight f32[B].
