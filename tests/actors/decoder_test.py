@@ -158,10 +158,9 @@ def test_a_metric_that_nobody_reports_is_refused(tmp_path, evaluated, name, mess
 def decode_sequences(logdir, data, batch_size, task=None):
     experiment = sequence_task.experiment(data=data, reading=Reading(batch_size=batch_size))
     experiment = dataclasses.replace(experiment, task=task or experiment.task)
-    decoder = Decoder(experiment, "test", logdir)
     weights = Model.split(experiment.task.init(nnx.Rngs(5)))
-    decoder.process(Arrival(42, 0.0, encode([np.array(x) for x in jax.tree.leaves(weights)])))
-    decoder.close()
+    with contextlib.closing(Decoder(experiment, "test", logdir)) as decoder:
+        decoder.process(Arrival(42, 0.0, encode([np.array(x) for x in jax.tree.leaves(weights)])))
     lines = (logdir / "decode_test" / "decoder_out-00000042.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
