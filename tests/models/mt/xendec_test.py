@@ -207,6 +207,10 @@ def test_a_crossing_by_hand():
 def test_who_has_no_word_in_the_child_has_no_target_in_it():
     first, second = Parent(paddings(4, 4), paddings(5, 5)), Parent(paddings(6, 2), paddings(2, 3))
     probs = np.full((2, 2, 6, 6), 1 / 6, np.float32)
+    # A word that would be where the other has ended is not replaced.
+    late = jax.device_get(cross(np.arange(6) == np.array([[2], [2]]), first, second, probs)[0])
+    np.testing.assert_array_equal(late.second.source.min(axis=1), [0, 1])
+    np.testing.assert_array_equal(late.source.first[1], 1 - first.source[1])
     for mask, parent, rest in ((np.zeros((2, 6), bool), 0, 1), (np.arange(6) < np.array([[3], [3]]), 1, 0)):
         crossed, labels, read = jax.device_get(cross(mask, first, second, probs))
         there = (first, second)[parent]
