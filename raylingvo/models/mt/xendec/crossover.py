@@ -65,7 +65,8 @@ def cross_sources(mask_BxS: jax.Array, first: Parent, second: Parent) -> Crossed
     """
     inner_BxS = inner_positions(first.source)
     second_only_B = inner_BxS.any(axis=1) & (mask_BxS | ~inner_BxS).all(axis=1) & (second.source == 0).any(axis=1)
-    first, second = first.without(second_only_B), second.without(~mask_BxS.any(axis=1))
+    first_only_B = ~(mask_BxS & (second.source == 0)).any(axis=1)
+    first, second = first.without(second_only_B), second.without(first_only_B)
     taken_BxS = (mask_BxS | second_only_B[:, None]) * (1 - second.source)
     source = Shares((1 - taken_BxS) * (1 - first.source), taken_BxS)
     return Crossed(first, second, source, first.source * second.source)
