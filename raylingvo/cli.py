@@ -408,10 +408,31 @@ def runs_show(logdir: Annotated[Path, typer.Argument(metavar="LOGDIR")], as_json
 
 
 @runs_app.command("compare")
-def runs_compare(logdirs: Logdirs, as_json: Json = False) -> None:
-    """Shows how the settings and the metrics of runs differ."""
+def runs_compare(
+    logdirs: Logdirs,
+    decode: Annotated[bool, typer.Option("--decode", help="write a page of decoded outputs side by side")] = False,
+    dataset: Annotated[str | None, typer.Option(metavar="NAME", help="--decode: of which dataset")] = None,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option("--step", metavar="N", help="--decode: of one LOGDIR, which steps; of several, one for each"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="--decode: the page to write; default: decode.html")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Shows how the settings and the metrics of runs differ, or writes how their outputs do."""
     from raylingvo.monitor import runs, runs_view
 
+    if decode:
+        from raylingvo.monitor import decode_compare, decode_html
+
+        outputs = decode_compare.compare_outputs(logdirs, dataset, steps or ())
+        path = decode_html.write_page(outputs, out or Path("decode.html"))
+        _print_json({"out": str(path), **outputs.json()}) if as_json else print(path)
+        return
+    if dataset is not None or steps or out is not None:
+        raise RequestError("runs compare: --dataset, --step and --out go with --decode")
     compared = runs.compare(runs.find_runs(logdirs))
     _print_json(compared) if as_json else runs_view.print_table(runs_view.compare_table(compared))
 

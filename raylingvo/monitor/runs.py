@@ -139,14 +139,19 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
                 metrics.setdefault(f"{place}/{metric}", {})[name] = value
     return {
         "runs": dict(zip(names, list_rows(runs), strict=True)),
-        "config": _differences(configs),
+        "config": differences(configs),
         "metrics": metrics,
     }
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """A short name for each run: the end of its logdir's path, as much of it as tells all of them apart."""
-    parts = [run.logdir.resolve().parts for run in runs]
+    return short_names([run.logdir for run in runs])
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The end of each path, as much of it as tells all of them apart."""
+    parts = [path.resolve().parts for path in paths]
     depth = 1
     while len({p[-depth:] for p in parts}) < len(set(parts)):
         depth += 1
@@ -233,13 +238,14 @@ def _extremes(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
     return result
 
 
-def _differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    differences = {}
+def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Key -> name of a config -> value, where configs differ; one without the key is left out there."""
+    found: dict[str, dict[str, Any]] = {}
     for key in dict.fromkeys(key for config in configs.values() for key in config):
         values = {name: config[key] for name, config in configs.items() if key in config}
         if len(values) < len(configs) or any(value != next(iter(values.values())) for value in values.values()):
-            differences[key] = values
-    return differences
+            found[key] = values
+    return found
 
 
 def _one_line(error: Exception) -> str:

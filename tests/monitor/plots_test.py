@@ -6,6 +6,7 @@ from matplotlib.image import imread
 
 from raylingvo.errors import RequestError
 from raylingvo.monitor import plots
+from raylingvo.monitor.metrics_log import MetricsLog
 from raylingvo.monitor.plots import plot_runs
 from raylingvo.monitor.runs import load_run
 
@@ -40,6 +41,26 @@ def test_a_panel_for_each_metric_and_a_curve_for_each_run_and_dataset(make_logdi
     assert len(shown["learning_rate"].lines) == 3
     assert [text.get_text() for text in drawn().legends[0].get_texts()] == ["one", "two", "three"]
     assert [text.get_text() for text in shown["accuracy"].get_legend().get_texts()] == ["test", "test (decode)"]
+
+
+def test_scores_of_decoders_have_panels_of_their_own(make_logdir, tmp_path, drawn):
+    logdir = make_logdir("a")
+    for dataset, gain in (("dev", 1.0), ("test", 0.9)):
+        with MetricsLog(logdir / f"decode_{dataset}") as log:
+            for step in (50, 100, 150):
+                bleu = gain * step / 5
+                log.write(step, {"sacrebleu": bleu, "corpus_bleu": bleu / 100, "chrf": bleu + 20})
+    plot_runs([load_run(logdir)], tmp_path / "a.png")
+    shown = panels(drawn())
+    assert list(shown)[:5] == ["loss", "accuracy", "sacrebleu", "corpus_bleu", "chrf"]
+    for name, last in (("sacrebleu", 30.0), ("corpus_bleu", 0.3), ("chrf", 50.0)):
+        dev, test = shown[name].lines
+        assert list(dev.get_xdata()) == list(test.get_xdata()) == [50, 100, 150]
+        assert dev.get_ydata()[-1] == pytest.approx(last)
+        assert dev.get_color() != test.get_color()
+        assert [text.get_text() for text in shown[name].get_legend().get_texts()] == ["dev (decode)", "test (decode)"]
+    plot_runs([load_run(logdir)], tmp_path / "b.png", ["dev/sacrebleu"])
+    assert list(panels(drawn())) == ["sacrebleu"]
 
 
 def test_curves_are_the_recorded_values(make_logdir, tmp_path, drawn):
