@@ -7,7 +7,7 @@ import pkgutil
 import pytest
 from flax import nnx
 
-from raylingvo.models import layers, lm
+from raylingvo.models import layers, lm, mt
 
 
 def public_classes(package):
@@ -21,7 +21,7 @@ def public_classes(package):
                 yield name, value
 
 
-@pytest.mark.parametrize("package", [layers, lm])
+@pytest.mark.parametrize("package", [layers, lm, mt])
 def test_every_layer_and_config_is_exported(package):
     found = dict(public_classes(package))
     # Networks of tasks are made by their configs.
