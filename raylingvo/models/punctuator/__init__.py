@@ -1,3 +1,3 @@
-"""Capitals and punctuation for text without them (Lingvo: tasks/punctuator). Experiments are in modules of their own."""
+"""Capitals and punctuation for text without them (Lingvo: tasks/punctuator). Experiments have their own modules."""
 
 from raylingvo.models.punctuator.punctuator import Punctuator as Punctuator
