@@ -159,6 +159,8 @@ WRONG = [
     (("runs", "list", "none"), "LOGDIR none does not exist"),
     (("runs", "show", "none"), "LOGDIR none is not a logdir: it has no run.json"),
     (("runs", "compare", "."), "LOGDIR . is not a logdir and holds none: there is no run.json"),
+    (("runs", "compare", "--decode", "."), "LOGDIR . is not a logdir and holds none: there is no run.json"),
+    (("runs", "compare", ".", "--step", "3"), "runs compare: --dataset, --step and --out go with --decode"),
     (("runs", "plot", "file"), "LOGDIR file is not a directory"),
     (("data", "prepare", "minst"), "no recipe 'minst' to prepare data; closest: mnist"),
     (("data", "prepare", "mnist", "--from", "none"), "--from none does not exist"),
@@ -494,6 +496,20 @@ def test_runs_shows_and_compares_logdirs(command: Command, logdir: Path, finishe
     compared = command("runs", "compare", *both, "--json").json
     assert compared["config"] == {"learner.learning_rate": {"run": 0.001, "copy": 0.5}}
     assert "learner.learning_rate" in command("runs", "compare", *both).out
+
+
+@pytest.mark.ray
+def test_runs_compare_writes_a_page_of_outputs(
+    command: Command, logdir: Path, here: Path, finished: tuple[Path, Ended]
+) -> None:
+    both = ("runs", "compare", "--decode", finished[0], logdir)
+    found = command(*both, "--out", "new/page.html", "--json").json
+    assert (found["out"], found["dataset"], found["examples"]) == ("new/page.html", "test", 360)
+    assert [column["name"] for column in found["columns"]] == ["run @ 20", "copy @ 20"]
+    assert (here / "new/page.html").read_text().count("<article") == 360
+    assert command(*both) == (0, "decode.html\n", "")
+    unknown = f"raylingvo: --step 15: no outputs of test in {logdir}; there are of steps 20\n"
+    assert command("runs", "compare", "--decode", logdir, "--step", 15) == (2, "", unknown)
 
 
 @pytest.mark.ray
