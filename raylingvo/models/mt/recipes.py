@@ -26,25 +26,20 @@ WMT_READING: Buckets = ((10, 14, 19, 26, 36, 50, 70, 98, 137, 200), (16,) * 8 + 
 RNMT_DECODING = Decoding(num_hyps_per_beam=16, length_normalization=0.2, coverage_penalty=0.2)
 
 
-def pairs(
-    records: str, tokenizer: Tokenizer, bucket_bounds: Sequence[int], bucket_batch_sizes: Sequence[int]
-) -> TextPairs:
-    """Pairs of the columns `en` and `de`, bucketed by the longer side; one vocabulary for both."""
-    return TextPairs(
-        records=records,
-        source="en",
-        target="de",
-        source_tokenizer=tokenizer,
-        target_tokenizer=tokenizer,
-        bucket_bounds=tuple(bucket_bounds),
-        bucket_batch_sizes=tuple(bucket_batch_sizes),
-    )
-
-
 def splits(folder: str, tokenizer: Tokenizer, train: Buckets, reading: Buckets) -> Mapping[str, Dataset]:
-    """train, dev and test, as `raylingvo data prepare` writes them. reading: buckets of dev and test."""
-    buckets = {"train": train, "dev": reading, "test": reading}
-    return {name: pairs(f"{folder}/{name}.parquet", tokenizer, *buckets[name]) for name in buckets}
+    """train, dev and test, as `raylingvo data prepare` writes them, with one vocabulary. reading: of dev and test."""
+    return {
+        name: TextPairs(
+            records=f"{folder}/{name}.parquet",
+            source="en",
+            target="de",
+            source_tokenizer=tokenizer,
+            target_tokenizer=tokenizer,
+            bucket_bounds=tuple(bounds),
+            bucket_batch_sizes=tuple(batch_sizes),
+        )
+        for name, (bounds, batch_sizes) in {"train": train, "dev": reading, "test": reading}.items()
+    }
 
 
 def transformer_learner(learning_rate: float, warmup_steps: int, model_dim: int) -> Learner:
