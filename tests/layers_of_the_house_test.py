@@ -28,8 +28,8 @@ FLOORS = [
     {"tune", "export"},
     {"cli", "__main__"},
 ]
-# Files that register experiments, and `recipes` that several share, stand in their family's folder, but are made of what
-# lies above it.
+# Files that register experiments, and `recipes` that several share, stand in their family's folder, but are made of
+# what lies above it.
 EXPERIMENT_PARTS = {"raylingvo.experiment", "raylingvo.registry", "raylingvo.training"}
 
 
