@@ -9,6 +9,7 @@ from flax import nnx
 
 from raylingvo.data.sequences import Column, Ragged, pad
 from raylingvo.data.tokenizers import CharacterTokenizer
+from raylingvo.models.mt.rnmt_model import RnmtModel
 from raylingvo.models.mt.transformer_model import TransformerModel
 from raylingvo.models.mt.translation import Translation
 from raylingvo.models.pictures import DecodedRow
@@ -70,9 +71,35 @@ def test_the_best_hypothesis_over_its_source():
     assert (len(deaf.source), len(deaf.target), deaf.probs.shape) == (5, 66, (48, 5))
     for found in (bad, empty, deaf):
         np.testing.assert_allclose(found.probs.sum(axis=1), 1.0, atol=1e-5)
-    alone = pad(COLUMNS, [ragged(SOURCE, ["bad"]), ragged(TARGET, ["BAD"])], 4)
-    np.testing.assert_allclose(bad.probs, step()(alone)[0], atol=1e-6)
     assert np.ptp(bad.probs) > 1e-3
+
+
+def test_the_hypotheses_are_read_as_if_they_were_references():
+    given = rows()
+    long = HYPS["deaf"][0]  # of which the end is not drawn
+    expected = pad(COLUMNS, [ragged(SOURCE, ["bad", "", "deaf"]), ragged(TARGET, ["BAD", "FACE", long])], 128)
+    inputs = TASK.pictures().inputs([given[0], given[2], given[3]])
+    for name, values in inputs.items():
+        np.testing.assert_array_equal(values[:2], expected[name][:2, :64], err_msg=name)
+        part = slice(None, 64 if name.startswith("src") else 48)
+        np.testing.assert_array_equal(values[2, part], expected[name][2, :64][part], err_msg=name)
+        np.testing.assert_array_equal(values[3], values[2], err_msg=name)  # to be as many as ever
+
+
+def test_tokens_and_attention_are_of_the_same_places():
+    probs = np.arange(4 * 64 * 64).reshape(4, 64, 64)
+    bad, empty, deaf = TASK.pictures().alignments(probs, rows())
+    np.testing.assert_array_equal(bad.probs, probs[0, :4, :4])
+    np.testing.assert_array_equal(empty.probs, probs[2, :5, :1])
+    np.testing.assert_array_equal(deaf.probs, probs[3, :48, :5])
+
+
+def test_any_network_of_translation_has_them():
+    vocabularies = {"source_vocab_size": SOURCE.vocab_size, "target_vocab_size": TARGET.vocab_size}
+    model = RnmtModel(**vocabularies, model_dim=8, hidden_dim=8, num_encoder_layers=1, num_decoder_layers=1)
+    pictures = Translation(model=model, source_tokenizer=SOURCE, target_tokenizer=TARGET).pictures()
+    found = nnx.eval_shape(lambda inputs: pictures.arrays(model.build(nnx.Rngs(0)), inputs), pictures.inputs(rows()))
+    assert (found.shape, found.dtype) == ((4, 64, 64), np.float32)
 
 
 @pytest.mark.parametrize("number", [1, 4])
