@@ -22,11 +22,23 @@ from raylingvo import config, registry
 
 ROOT = Path(__file__).parents[1]
 # The order in which they build on each other.
-_DOCS = ("run.md", "experiments.md", "data.md", "language_models.md", "results.md")
+_DOCS = (
+    "run.md",
+    "experiments.md",
+    "data.md",
+    "language_models.md",
+    "tutorials/translation.md",
+    "translation.md",
+    "results.md",
+)
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in _DOCS))
 ONE_PROGRAM = ROOT / "docs/ops.md"  # whose blocks are run together, by the last test
 RUN, SHOWN = {"console", "python"}, {"text"}
 SECONDS = 240  # far more than any block takes
+# The one difference to what a reader of the tutorial types: so few steps that there is time for it here, and a
+# checkpoint after each third of them.
+TUTORIAL_STEPS = "train.max_steps=10000"
+_FEW_STEPS = "train.max_steps=6 --set train.checkpoints.every_steps=2"
 
 
 class Block(NamedTuple):
@@ -40,7 +52,7 @@ class Block(NamedTuple):
 
     @property
     def id(self) -> str:
-        return f"{self.document.name}:{self.line}"
+        return f"{self.document.relative_to(ROOT)}:{self.line}"
 
 
 def _blocks(document: Path) -> Iterator[Block]:
@@ -75,7 +87,7 @@ class Reader:
         """Types the commands, saves the module (its first line is `# its name`), or runs the program."""
         module = re.match(r"# (\w+\.py)\n", block.text)
         if block.language == "console":
-            self._run("bash", "-euo", "pipefail", "-c", block.text)
+            self._run("bash", "-euo", "pipefail", "-c", block.text.replace(TUTORIAL_STEPS, _FEW_STEPS))
         elif module:
             (self.directory / module[1]).write_text(block.text)
         else:
@@ -110,7 +122,24 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
         arrays[f"x_{split}"] = random.integers(256, size=(size, 28, 28), dtype=np.uint8)
         arrays[f"y_{split}"] = random.integers(10, size=size)
     np.savez(directory / "mnist.npz", **arrays)  # the file that the README's reader has
+    _write_corpus(directory / "data" / "corpus")
     return Reader(directory)
+
+
+def _write_corpus(folder: Path) -> None:
+    """The text files that the reader of the translation's tutorial has: 60 pairs, and 4 others."""
+    english, german = ["one", "two", "three", "four"], ["ein", "zwei", "drei", "vier"]
+    things = {"apples": "Äpfel", "pears": "Birnen", "nuts": "Nüsse", "eggs": "Eier"}
+    pairs = [
+        (f"I see {english[i]} hundred and {english[j]} {thing}.", f"Ich sehe {german[i]}hundert{german[j]} {ding}.")
+        for i in range(4)
+        for j in range(4)
+        for thing, ding in things.items()
+    ]
+    folder.mkdir(parents=True)
+    for name, part in (("train", pairs[:60]), ("dev", pairs[60:])):
+        for side, texts in zip(("source", "target"), zip(*part, strict=True), strict=True):
+            (folder / f"{name}.{side}").write_text("".join(f"{text}\n" for text in texts))
 
 
 @pytest.mark.ray
@@ -144,16 +173,21 @@ def test_the_readme_opens_with_the_two_commands_that_ci_runs() -> None:
 
 
 def test_only_installing_testing_and_downloading_are_not_run() -> None:
-    skipped = [(block.text.strip(), block.skipped) for block in BLOCKS if block.skipped]
-    start = [block.text.strip() for block in BLOCKS][:2]
-    assert skipped == [(start[0], "installs"), (start[1], "tests"), ("raylingvo data prepare mnist", "downloads")]
+    skipped = [block for block in BLOCKS if block.skipped]
+    assert skipped[:2] == BLOCKS[:2]
+    assert [block.skipped for block in skipped] == ["installs", "tests", *["downloads"] * len(skipped[2:])]
+    assert [block.id for block in skipped[2:] if "raylingvo data prepare " not in block.text] == []
+
+
+def test_the_tutorial_is_run_with_fewer_steps() -> None:
+    assert [block.document.name for block in TO_RUN if TUTORIAL_STEPS in block.text] == ["translation.md"]
 
 
 def test_every_block_is_either_run_or_only_shown() -> None:
     assert {block.language for block in BLOCKS} == RUN | SHOWN
     fences = sum(line.startswith("```") for document in DOCUMENTS for line in document.read_text().splitlines())
     assert fences == 2 * len(BLOCKS)
-    assert {*DOCUMENTS, ONE_PROGRAM} == {ROOT / "README.md", *(ROOT / "docs").glob("*.md")}
+    assert {*DOCUMENTS, ONE_PROGRAM} == {ROOT / "README.md", *(ROOT / "docs").rglob("*.md")}
 
 
 def test_what_is_only_shown_starts_no_command() -> None:
@@ -161,7 +195,7 @@ def test_what_is_only_shown_starts_no_command() -> None:
         assert block.language in RUN or not re.search(r"^(\$ )?raylingvo ", block.text, re.M), block.id
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
 def test_the_keys_that_documents_name_exist(document: Path) -> None:
     experiment = config.override(
         registry.get("image.digits.LeNet5"),
@@ -170,7 +204,14 @@ def test_the_keys_that_documents_name_exist(document: Path) -> None:
             "train.early_stop": {"metric": "test/loss", "mode": "min", "window": 1},
         },
     )
-    known = config.flatten(experiment) | config.flatten(registry.get("lm.shakespeare.CharTransformer"))
+    known = config.flatten(experiment)
+    others = (
+        "lm.shakespeare.CharTransformer",
+        "mt.parallel_text.Transformer",
+        "mt.xendec.wmt14_en_de.WmtEnDeXEnDec",
+    )
+    for name in others:
+        known |= config.flatten(registry.get(name))
     text = document.read_text().replace(".NAME.", ".test.").replace(".ROLE.", ".trainer.")
     named = re.findall(r"(?:`|--set '?)((?:train|learner|eval|decode|resources|task)\.[a-z_.]+)", text)
     # A dataset of its own makes a new name in `eval`, a task of its own another field.

@@ -61,6 +61,7 @@ def transformer() -> Experiment:
             source_tokenizer=_TOKENIZER,
             target_tokenizer=_TOKENIZER,
             decoding=Decoding(length_normalization=1.0),
+            label_smoothed_eval=False,  # so that exp(log_pplx) is a perplexity
         ),
         datasets={"train": _pairs("train", [2_400 // bound for bound in _BOUNDS]), "dev": _pairs("dev")},
         # A schedule that need not know how long the training is.
