@@ -35,6 +35,16 @@ def keep_memory() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | wanted)
 
 
+def without_zeros(params: Any) -> Any:
+    """A tree of weights, with noise in place of those arrays that are all 0: what biases do would not be seen."""
+    import jax
+
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x if x.any() else 0.1 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 

@@ -44,7 +44,7 @@ import _ctranslate2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _compare import keep_memory, median, report
+from _compare import keep_memory, median, report, without_zeros
 from flax import nnx
 from jax import lax
 
@@ -88,16 +88,10 @@ class Subject:
         self.sos_id, self.eos_id = task.target_tokenizer.sos_id, task.target_tokenizer.eos_id
         self._model = Model(self.task)
 
-    @functools.partial(jax.jit, static_argnums=0)
     def init(self) -> Weights:
-        """As the task draws them, but logits vary as much as a trained model's; what is 0 at first, biases, is not."""
-        weights = Model.split(self.task.init(nnx.Rngs(0)))
-        leaves, tree = jax.tree.flatten(weights.params)
-        keys = jax.random.split(jax.random.key(1), len(leaves))
-        leaves = [
-            jnp.where(x.any(), x, 0.1 * jax.random.normal(key, x.shape)) for key, x in zip(keys, leaves, strict=True)
-        ]
-        params = jax.tree.unflatten(tree, leaves)
+        """As the task draws them, but logits vary as much as a trained model's, and no array is 0. Alike for all k."""
+        weights = jax.jit(lambda: Model.split(self.task.init(nnx.Rngs(0))))()
+        params = without_zeros(weights.params)
         softmax = params["softmax"]
         params["softmax"] = {
             "kernel": (4 * softmax["kernel"]).at[self.eos_id].set(0.0),
@@ -268,11 +262,16 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _measured(name: str, k: int, args: argparse.Namespace, translators: Mapping[str, Any]) -> dict[str, Any]:
+def _measured(
+    subject: Subject,
+    weights: Weights,
+    registered: Subject,
+    registered_weights: Weights,
+    translators: Mapping[str, Any],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
     """The figures of a model, and "agree"."""
-    print(f"{name}, k = {k}", file=sys.stderr)
-    subject, registered = Subject(name, k), Subject(name, k, registered=True)
-    weights, registered_weights = subject.init(), registered.init()
+    k = subject.k
     batch = _batch(subject.config.source_vocab_size, subject.eos_id)
     logits_NxV = 4 * jax.random.normal(jax.random.key(2), (B * k, subject.config.target_vocab_size))
     logits_NxV = logits_NxV.at[:, subject.eos_id].set(-50.0)
@@ -364,15 +363,18 @@ def main() -> int:
     figures: dict[str, Any] = {}
     for name in args.models:
         translators: dict[str, Any] = {}
+        subject = Subject(name, 1)
+        weights, registered_weights = subject.init(), Subject(name, 1, registered=True).init()
         if has_ctranslate2:
             with tempfile.TemporaryDirectory() as folder:
-                subject = Subject(name, 1)
                 ids = {"sos_id": subject.sos_id, "eos_id": subject.eos_id}
-                _ctranslate2.save(subject.config, subject.init().params, folder, **ids)
+                _ctranslate2.save(subject.config, weights.params, folder, **ids)
                 for kind, compute_type in (("ctranslate2", "float32"), ("ctranslate2_int8", "int8")):
                     translators[kind] = _ctranslate2.translator(folder, compute_type=compute_type, threads=cpus)
         for k in args.hyps:
-            figures[f"{name}_k{k}"] = _measured(name, k, args, translators)
+            print(f"{name}, k = {k}", file=sys.stderr)
+            subject, registered = Subject(name, k), Subject(name, k, registered=True)
+            figures[f"{name}_k{k}"] = _measured(subject, weights, registered, registered_weights, translators, args)
     report(
         "translation_decoding",
         **figures,
