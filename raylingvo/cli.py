@@ -513,7 +513,8 @@ def _print_output(output: dict[str, Any]) -> None:
     """At once; ends the command if nobody reads any more, as after `| head -1`."""
     try:
         # On a terminal for people; scripts get what any encoding can say.
-        print(json.dumps(output, allow_nan=False, ensure_ascii=not sys.stdout.isatty()), flush=True)
+        any_letter = sys.stdout.isatty() and sys.stdout.encoding.lower() in ("utf-8", "utf8")
+        print(json.dumps(output, allow_nan=False, ensure_ascii=not any_letter), flush=True)
     except BrokenPipeError:
         # Python would try to write the rest when it ends, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

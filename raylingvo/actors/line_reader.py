@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import select
@@ -29,7 +30,7 @@ class LineReader:
     def take(self, limit: int) -> list[str]:
         """Waits for a line, and takes those that are there, at most `limit`, without their ends; [] at the end.
 
-        A line ends with LF or CRLF; the last one may have no end.
+        A line ends with LF or CRLF; the last one may have no end, and the first a byte order mark before it.
         Raises RequestError if the input cannot be read, or the first line is not UTF-8. A later one that is not is left
         for the next call.
         """
@@ -38,7 +39,9 @@ class LineReader:
         taken: list[str] = []
         while self._whole and len(taken) < limit:
             try:
-                taken.append(self._whole[0].removesuffix(b"\r").decode())
+                line = self._whole[0].removesuffix(b"\r")
+                first = not self._num_taken and not taken
+                taken.append((line.removeprefix(codecs.BOM_UTF8) if first else line).decode())
             except UnicodeDecodeError as error:
                 if taken:
                     break

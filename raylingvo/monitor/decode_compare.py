@@ -177,7 +177,7 @@ def _read_outputs(path: Path) -> dict[str, Output]:
     """By `id`; an example whose id has been before, as of several datasets one after another, by `id (2)` and so on."""
     found: dict[str, Output] = {}
     times: dict[str, int] = {}
-    for number, line in enumerate(_read_text(path).removesuffix("\n").split("\n"), 1):
+    for number, line in enumerate(_read_text(path).split("\n")[:-1], 1):
         try:
             output = json.loads(line)
         except ValueError as error:
@@ -195,9 +195,12 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(_read_text(path)))
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"{path} is not a JSON object ({error})") from error
+        found = json.loads(_read_text(path))
+    except ValueError as error:
+        raise RequestError(f"{path} is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise RequestError(f"{path} is not a JSON object (got {str(found)[:40]})")
+    return found
 
 
 def _read_text(path: Path) -> str:

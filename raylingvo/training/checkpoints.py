@@ -51,15 +51,7 @@ def resolve(logdir: Path, which: str, best: Best | None) -> list[int]:
     if which == "latest":
         return available[-1:]
     if which == "best":
-        if best is None:
-            raise RequestError("--checkpoint best: this experiment sets no train.checkpoints.best")
-        scores = {step: score for step, score in read_scores(logdir, best.metric).items() if not math.isnan(score)}
-        kept = [step for step in rank(scores, best.mode) if step in available]
-        if not kept:
-            raise RequestError(
-                f"--checkpoint best: no checkpoint has a finite {best.metric} yet; evaluate or decode one"
-            )
-        return kept[:1]
+        return best_first(logdir, best)[:1]
     if not which.isdecimal() or int(which) not in available:
         raise RequestError(
             f"no checkpoint {which!r} in {logdir / DIRECTORY}; "

@@ -82,6 +82,7 @@ def test_they_are_the_lines_of_the_text(pipe: tuple[LineReader, int], seed: int)
 @pytest.mark.parametrize(
     ("content", "lines"),
     [
+        (b"\xef\xbb\xbfone\r\n\xef\xbb\xbftwo", ["one", "\ufefftwo"]),
         (b"", []),
         (b"\n", [""]),
         (b"a", ["a"]),
@@ -89,7 +90,7 @@ def test_they_are_the_lines_of_the_text(pipe: tuple[LineReader, int], seed: int)
         (b"a\r\n", ["a"]),
         (b"x" * 200_000, ["x" * 200_000]),
     ],
-    ids=["nothing", "empty line", "no end", "empty last", "CRLF", "long"],
+    ids=["mark", "nothing", "empty line", "no end", "empty last", "CRLF", "long"],
 )
 def test_files(tmp_path: Path, content: bytes, lines: list[str]) -> None:
     file = tmp_path / "input.txt"

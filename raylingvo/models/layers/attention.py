@@ -262,7 +262,11 @@ class MultiHeadedAttention(nnx.Module):
         return self._attend(query_BxLxNxH, cache, mask, bias, None)[0], cache
 
     def project_source_for_hyps(self, source_BxSxD: jax.Array) -> HypKeyValues:
-        """Keys and values [S, B, K, H] of sources, once for all steps of a search: see `attend_to_source`."""
+        """Keys and values [S, B, K, H] of sources, once for all steps of a search: see `attend_to_source`.
+
+        Raises ValueError if the layer has what steps of hyps have not.
+        """
+        self._check_for_hyps()
         return HypKeyValues(*(x.swapaxes(0, 1) for x in self.project_source(source_BxSxD)))
 
     def attend_to_source(
@@ -278,12 +282,8 @@ class MultiHeadedAttention(nnx.Module):
 
     def init_hyp_cache(self, num_slots: int, max_steps: int) -> HypKeyValues:
         """An empty cache for `extend_hyps`. Raises ValueError if the layer has what steps of hyps have not."""
-        config = self.config
-        lacking = {"relative_bias": None, "left_context": None, "logit_cap": None, "extra_logit": None}
-        for name, value in lacking.items():
-            if getattr(config, name) != value:
-                raise ValueError(f"{name} must be None in a search by hyp_attention (got {getattr(config, name)})")
-        zero = jnp.zeros((max_steps, num_slots, config.kv_heads, config.per_head), self.dtype)
+        self._check_for_hyps()
+        zero = jnp.zeros((max_steps, num_slots, self.config.kv_heads, self.config.per_head), self.dtype)
         return HypKeyValues(zero, zero)
 
     def extend_hyps(
@@ -305,6 +305,11 @@ class MultiHeadedAttention(nnx.Module):
         query_NxNxH = self._query(query_Nx1xD, position)[:, 0]
         found = hyp_attention(query_NxNxH, cache.key, cache.value, length_N, index.slots)
         return self.output(found.context[:, None])[:, 0], cache
+
+    def _check_for_hyps(self) -> None:
+        for name in ("relative_bias", "left_context", "logit_cap", "extra_logit"):
+            if (value := getattr(self.config, name)) is not None:
+                raise ValueError(f"{name} must be None in a search by hyp_attention (got {value})")
 
     def _query(self, query_BxTxD: jax.Array, positions: jax.Array | None) -> jax.Array:
         query_BxTxNxH = self._rotate(self.query(query_BxTxD), positions)

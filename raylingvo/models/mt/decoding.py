@@ -21,18 +21,21 @@ Method = Literal["beam", "greedy", "sample"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How a source is translated. The defaults are those of Lingvo's WMT Transformers.
+    """How a source is translated.
+
+    The defaults are those of Lingvo's WMT Transformers, but for max_steps_per_token and max_source_tokens, which it has
+    not.
 
     method: "beam" for the hyps of the best scores; "greedy" for the likeliest next token, one hyp; "sample" draws hyps.
     num_hyps_per_beam: hyps that are kept, or drawn. num_best: of those, in outputs; 0: all.
     max_steps: tokens of a hyp at most, its end included (Lingvo: target_seq_len). max_steps_per_token: > 0: and at most
-      10 more than so many for each position of the padded source, which bounds memory and degenerate hyps.
+      10 more than so many for each token of the source, which bounds memory and the length of degenerate hyps.
     max_source_tokens: of a line of text; longer ones are cut, and say so.
     forced_prefix: lines of text are `SOURCE<tab>START`, and translations begin with START. (Text after the start is
       split into tokens of its own.)
-    length_normalization, coverage_penalty, beam_size, valid_eos_max_logit_delta: of the beam, see `ops.beam_search`.
-    temperature, top_k, nucleus_p, seed: of what is drawn, see `ops.sample_sequences`; draws depend on the place of a
-      source in its batch.
+    length_normalization, coverage_penalty, beam_size, valid_eos_max_logit_delta: of "beam" only, see `ops.beam_search`.
+    temperature, top_k, nucleus_p, seed: of "sample" only, see `ops.sample_sequences`; draws depend on the other sources
+      of a batch.
     """
 
     method: Method = "beam"
@@ -61,13 +64,15 @@ class Decoding:
         for name in (*at_least_0, "valid_eos_max_logit_delta", "top_k", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0 (got {getattr(self, name)})")
+        if self.num_best > self.num_hyps_per_beam:
+            raise ValueError(f"num_best must be <= num_hyps_per_beam, {self.num_hyps_per_beam} (got {self.num_best})")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0; method 'greedy' takes the likeliest (got {self.temperature})")
         if not 0 < self.nucleus_p <= 1:
             raise ValueError(f"nucleus_p must be in (0, 1] (got {self.nucleus_p})")
 
     def steps(self, source_length: int) -> int:
-        """T for sources of so many positions."""
+        """The most tokens of a hyp, for a source of so many."""
         if not self.max_steps_per_token:
             return self.max_steps
         return min(self.max_steps, 10 + int(self.max_steps_per_token * source_length))
@@ -91,7 +96,7 @@ def search(model: TranslationModule, batch: Batch, decoding: Decoding, *, sos_id
     Call it inside jit.
     """
     steps = _Steps.create(model, batch, decoding)
-    return _beam(steps, sos_id, eos_id) if decoding.method == "beam" else _draw(steps, sos_id, eos_id)
+    return _beam(steps, sos_id, eos_id) if decoding.method == "beam" else _word_by_word(steps, sos_id, eos_id)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +126,20 @@ class _Steps:
     @property
     def max_steps(self) -> int:
         return self.decoding.steps(self.batch["src_ids"].shape[1])
+
+    @property
+    def source_length_B(self) -> jax.Array:
+        return (1 - self.batch["src_paddings"]).sum(axis=1).astype(jnp.int32)
+
+    @property
+    def max_len_B(self) -> jax.Array:
+        """How long each source's hyps may be, whatever else is in its batch."""
+        how, T = self.decoding, self.max_steps
+        if not how.max_steps_per_token:
+            return jnp.full(len(self.batch["src_ids"]), T, jnp.int32)
+        # As `Decoding.steps` has it, to the last bit.
+        table = jnp.asarray([how.steps(length) for length in range(self.batch["src_ids"].shape[1] + 1)], jnp.int32)
+        return table[self.source_length_B]
 
     @property
     def num_slots(self) -> int:
@@ -156,7 +175,8 @@ def _beam(steps: _Steps, sos_id: int, eos_id: int) -> Hyps:
         cache_axes=steps.model.cache_axes,
         transform=None if steps.trie is None else steps.constrained,
         transform_state=None if steps.trie is None else state,
-        src_lengths=(1 - steps.batch["src_paddings"]).sum(axis=1).astype(jnp.int32),
+        max_lens=steps.max_len_B,
+        src_lengths=steps.source_length_B,
         length_normalization=how.length_normalization,
         coverage_penalty=how.coverage_penalty,
         beam_size=how.beam_size,
@@ -165,8 +185,8 @@ def _beam(steps: _Steps, sos_id: int, eos_id: int) -> Hyps:
     return Hyps(found.ids, found.lens, found.scores)
 
 
-def _draw(steps: _Steps, sos_id: int, eos_id: int) -> Hyps:
-    """Draws hyps; greedily, the likeliest next token is all that can be drawn."""
+def _word_by_word(steps: _Steps, sos_id: int, eos_id: int) -> Hyps:
+    """Draws hyps. Greedily, the likeliest next token is all that can be drawn: `greedy_search` has no scores."""
 
     def advance(ids_N: jax.Array, _: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
         cache, state = carry
@@ -179,16 +199,22 @@ def _draw(steps: _Steps, sos_id: int, eos_id: int) -> Hyps:
 
     how, k, T = steps.decoding, steps.num_hyps, steps.max_steps
     greedy = how.method == "greedy"
+    # Other batches draw other numbers: what is the same in all of them would show in every draw.
+    ids_BxS = steps.batch["src_ids"].astype(jnp.uint32)
+    place_BxS = jax.lax.broadcasted_iota(jnp.uint32, ids_BxS.shape, 1) * jnp.uint32(len(ids_BxS))
+    place_BxS += jax.lax.broadcasted_iota(jnp.uint32, ids_BxS.shape, 0)
+    number_of_batch = (ids_BxS * (place_BxS * jnp.uint32(2654435761) + jnp.uint32(1))).sum(dtype=jnp.uint32)
     drawn = sample_sequences(
         advance,
         jnp.full(steps.num_slots, sos_id, jnp.int32),
-        jax.random.key(how.seed),
+        jax.random.fold_in(jax.random.key(how.seed), number_of_batch),
         max_steps=T,
         eos_id=eos_id,
         temperature=1.0 if greedy else how.temperature,
         top_k=1 if greedy else how.top_k,
         nucleus_p=1.0 if greedy else how.nucleus_p,
         carry=steps.start(),
+        max_lens=jnp.tile(steps.max_len_B, k),
     )
     score_Bxk, lens_Bxk = (x.reshape(k, -1).T for x in (drawn.scores, drawn.lens))
     ids_BxkxT = drawn.ids.reshape(k, -1, T).swapaxes(0, 1)

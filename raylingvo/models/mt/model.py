@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
 from flax import nnx
@@ -57,6 +57,9 @@ class TranslationModule(Protocol):
         ...
 
 
+ComputeDtype = Literal["float32", "bfloat16"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TranslationModel(abc.ABC):
     """Configuration of a `TranslationModule`.
@@ -66,12 +69,14 @@ class TranslationModel(abc.ABC):
 
     source_vocab_size: int
     target_vocab_size: int
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: ComputeDtype = "float32"
 
     def __post_init__(self) -> None:
         for name in ("source_vocab_size", "target_vocab_size"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be >= 2 (got {getattr(self, name)})")
+        if self.compute_dtype not in get_args(ComputeDtype):
+            raise ValueError(f"compute_dtype must be one of {get_args(ComputeDtype)} (got {self.compute_dtype!r})")
 
     @abc.abstractmethod
     def build(self, rngs: nnx.Rngs) -> nnx.Module:

@@ -61,5 +61,6 @@ def en_de_transformer() -> Experiment:
         ),
         train=Train(batch_size=64, max_steps=max_steps, snapshots=Snapshots(every_steps=500)),
         eval={"dev": Reading()},
+        # Beams while training goes on would take its two cores.
         decode={"dev": Reading(policy="last"), "test": Reading(policy="last")},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -68,13 +68,17 @@ class TransformerModel(TranslationModel):
             raise ValueError(f"model_dim must be even and > 0, for sinusoid positions (got {self.model_dim})")
         if not 0 <= self.input_dropout < 1:
             raise ValueError(f"input_dropout must be in [0, 1) (got {self.input_dropout})")
+        if self.shared_embeddings not in get_args(SharedEmbeddings):
+            kinds = get_args(SharedEmbeddings)
+            raise ValueError(f"shared_embeddings must be one of {kinds} (got {self.shared_embeddings!r})")
         if self.normalized_residual and self.norm_position != "pre":
             raise ValueError(f"normalized_residual must be False with norm_position {self.norm_position!r} (got True)")
         if self.shared_embeddings == "all" and self.source_vocab_size != self.target_vocab_size:
             sizes = self.source_vocab_size, self.target_vocab_size
             raise ValueError(f"shared_embeddings 'all' needs vocabularies of one size (got {sizes[0]} and {sizes[1]})")
         # What is wrong with the other fields is told by the configurations made of them.
-        self.stack(decoder=False), self.stack(decoder=True)
+        for decoder in (False, True):
+            self.stack(decoder=decoder)
 
     def stack(self, *, decoder: bool) -> TransformerConfig:
         """The layers of the decoder, or of the encoder."""

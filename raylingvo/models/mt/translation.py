@@ -32,8 +32,9 @@ class Translation(Task):
     """The probability of each word of a target, after those before it, given the source.
 
     Batches: src_ids i32[B, S], src_paddings f32[B, S], tgt_ids, tgt_labels i32[B, T], tgt_paddings f32[B, T], weight
-    f32[B], id i64[B]; packed rows also src_segment_ids, src_segment_pos, tgt_segment_ids, tgt_segment_pos. A target's
-    word counts `weight`, a padded one not at all.
+    f32[B] of ones and zeros, id i64[B]; packed rows also src_segment_ids, src_segment_pos, tgt_segment_ids,
+    tgt_segment_pos. On the host there may be src_text and tgt_text, the texts as they were read, and what
+    `encode_lines` adds.
 
     label_smoothing: probability that training takes from the label and gives to all other words alike.
     label_smoothed_eval: log_pplx of an evaluation is of the smoothed labels too, as Lingvo's is: with 0.1 and 32,000
@@ -111,12 +112,14 @@ class Translation(Task):
             output: dict[str, Any] = {"source": sources[i]}
             if references is not None:
                 output["reference"] = references[i]
-            note = self._note_on_source(batch, row)
+            note = self._note_on_line(batch, row)
             output["hypotheses"] = self._hypotheses({name: np.asarray(x)[row] for name, x in decoded.items()})
             if note == _EMPTY:
                 output["hypotheses"] = [{"text": "", "score": 0.0, "tokens": []}]
             if not output["hypotheses"]:
-                note = f"no hypothesis ended within {decoded['ids'].shape[-1]} tokens"
+                note = note or "no hypothesis ended: there are limits to their length"
+            elif not note and not self._has_ended({name: np.asarray(x)[row] for name, x in decoded.items()}):
+                note = "the best hypothesis has no end: there are limits to its length"
             if note:
                 output["note"] = note
             outputs.append((str(int(batch["id"][row])) if "id" in batch else str(row), output))
@@ -135,8 +138,8 @@ class Translation(Task):
     def encode_lines(self, lines: Sequence[str]) -> dict[str, np.ndarray]:
         """src_ids i32[B, S], src_paddings f32[B, S], src_length i32[B] before lines were cut, weight f32[B].
 
-        With `decoding.forced_prefix` also prefix_ids i32[B, P] and prefix_lens i32[B]. S and P are of few sizes, since
-        each is compiled anew.
+        With `decoding.forced_prefix` also prefix_ids i32[B, P] and prefix_lens i32[B], and prefix_length i32[B] before
+        they were cut. S and P are of few sizes, since each is compiled anew.
         """
         how, starts = self.decoding, [""] * len(lines)
         if how.forced_prefix:
@@ -154,8 +157,10 @@ class Translation(Task):
         batch |= {"src_length": length_B, "weight": np.ones(len(lines), np.float32)}
         if how.forced_prefix:
             tokenizer = dataclasses.replace(self.target_tokenizer, append_eos=False)
+            prefixes = tokenizer.encode_ragged(starts)
+            batch["prefix_length"] = np.array([len(row) for row in prefixes], np.int32)
             # There is room for the end of the sentence.
-            prefixes = [row[: how.steps(batch["src_ids"].shape[1]) - 1] for row in tokenizer.encode_ragged(starts)]
+            prefixes = [prefix[: how.steps(len(row)) - 1] for prefix, row in zip(prefixes, rows, strict=True)]
             batch["prefix_ids"] = _padded(Column(name="", pad_id=0), prefixes)["ids"]
             batch["prefix_lens"] = np.array([len(row) for row in prefixes], np.int32)
         return batch
@@ -197,14 +202,23 @@ class Translation(Task):
             for n, (i, text) in enumerate(zip(found, texts, strict=True))
         ]
 
-    def _note_on_source(self, batch: Mapping[str, np.ndarray], row: int) -> str:
-        """Of a line of text."""
+    def _has_ended(self, decoded: Mapping[str, np.ndarray]) -> bool:
+        """Whether the best hyp of a source has; those of a beam all have."""
+        best = np.flatnonzero(decoded["lens"] > 0)[0]
+        return bool(decoded["ids"][best, decoded["lens"][best] - 1] == self.target_tokenizer.eos_id)
+
+    def _note_on_line(self, batch: Mapping[str, np.ndarray], row: int) -> str:
         if "src_length" not in batch:
             return ""
         length, most = int(batch["src_length"][row]), self.decoding.max_source_tokens
         if length <= self.source_tokenizer.append_eos:
             return _EMPTY
-        return f"source cut to {most} of {length} tokens" if length > most else ""
+        if length > most:
+            return f"source cut to {most} of {length} tokens"
+        given, kept = (
+            (int(batch[name][row]) for name in ("prefix_length", "prefix_lens")) if "prefix_lens" in batch else (0, 0)
+        )
+        return f"start cut to {kept} of {given} tokens" if given > kept else ""
 
     def _texts(self, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray], side: str, rows: np.ndarray) -> list[str]:
         """The text of each row as it was read, or else as the tokenizer makes it of its ids."""

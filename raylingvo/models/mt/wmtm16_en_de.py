@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raylingvo.data.tokenizers import WpmTokenizer
-from raylingvo.experiment import Experiment, Reading, Snapshots, Train
+from raylingvo.experiment import Checkpoints, Experiment, Reading, Snapshots, Train
 from raylingvo.models.mt.recipes import WMT_READING, splits, transformer_learner
 from raylingvo.models.mt.transformer_model import TransformerModel
 from raylingvo.models.mt.translation import Translation
@@ -37,7 +37,12 @@ def wmt_caption_en_de_transformer() -> Experiment:
         ),
         datasets=splits("multi30k", tokenizer, train, WMT_READING),
         learner=transformer_learner(1.0, 1_000, 256),
-        train=Train(batch_size=128, max_steps=12_000, snapshots=Snapshots(every_steps=1_000)),
-        eval={"dev": Reading(batch_size=16)},
-        decode={"dev": Reading(batch_size=16, policy="last"), "test": Reading(batch_size=16, policy="last")},
+        train=Train(
+            batch_size=128,  # the buckets have their own
+            max_steps=12_000,
+            snapshots=Snapshots(every_steps=1_000),
+            checkpoints=Checkpoints(every_seconds=60.0),
+        ),
+        eval={"dev": Reading()},
+        decode={"dev": Reading(), "test": Reading(policy="last")},
     )

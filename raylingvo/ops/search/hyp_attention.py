@@ -37,7 +37,7 @@ def hyp_attention(
     Args:
       query: [N, H, K], scaled.
       keys, values: [T, M, G, K]; head h of a query goes with head h // (H / G).
-      lengths: i32[N], >= 1, how many rows each has, from row 0 on.
+      lengths: i32[N], how many rows each has, from row 0 on; less than 1 counts as 1, more than T as T.
       slots: i32[T, N], in which slot row t of a hyp's history lies: `CacheIndex.slots`, M = N. None: M sources, and
         slot i reads column i % M of all rows.
       implementation: "auto", "xla" or "cpp"; "cpp" is for float32.
@@ -51,7 +51,7 @@ def hyp_attention(
     """
     N, H, K = query.shape
     T, M, G, _ = keys.shape
-    if keys.shape != values.shape or keys.shape[3] != K or H % G or N % M:
+    if keys.shape != values.shape or keys.shape[3] != K or H % G or N % M or T < 1:
         raise ValueError(f"query, keys and values do not fit (got {query.shape}, {keys.shape} and {values.shape})")
     if lengths.shape != (N,) or (slots is not None and (slots.shape != (T, N) or M != N)):
         got = lengths.shape, None if slots is None else slots.shape
@@ -74,7 +74,7 @@ def _attend(
         keys, values = (rows[jnp.arange(T)[:, None], slots] for rows in (keys, values))
     query_RxMxGxJxK = query.reshape(-1, keys.shape[1], G, H // G, K)
     logits = jnp.einsum("rmgjk,tmgk->rmgjt", query_RxMxGxJxK, keys, preferred_element_type=jnp.float32)
-    is_row_NxT = jnp.arange(T)[None] < lengths[:, None]
+    is_row_NxT = jnp.arange(T)[None] < jnp.maximum(lengths, 1)[:, None]
     is_row = is_row_NxT.reshape(*logits.shape[:2], 1, 1, T)
     probs = jax.nn.softmax(jnp.where(is_row, logits, -jnp.inf), axis=-1)
     context = jnp.einsum("rmgjt,tmgk->rmgjk", probs.astype(values.dtype), values)

@@ -207,6 +207,34 @@ def test_a_translation_begins_as_it_is_told(method):
     np.testing.assert_array_equal(found["ids"][1], free["ids"][1])
 
 
+def test_hyps_are_as_long_as_their_own_source_allows():
+    how = {"method": "greedy", "max_steps": 30, "max_steps_per_token": 1.0}
+    inputs = task("lingvo", **how).encode_lines(["a", "abcdefgh" * 2])
+    found = decoded("lingvo", inputs, **how, max_source_tokens=40)
+    np.testing.assert_array_equal(found["ids"][:, 0, 11:].any(axis=1), found["lens"][:, 0] > 11)
+    assert found["lens"][0, 0] <= 10 + 2
+
+
+def test_what_is_cut_says_so():
+    how = {"method": "greedy", "max_steps": 3, "forced_prefix": True}
+    inputs = task("lingvo", **how).encode_lines(["abc\tABCDEF", "cab"])
+    found = decoded("lingvo", inputs, **how)
+    outputs = [output for _, output in task("lingvo", **how).postprocess(found, inputs)[0]]
+    assert outputs[0]["note"] == "start cut to 2 of 6 tokens"
+    assert outputs[0]["hypotheses"][0]["text"].startswith("AB")
+    assert outputs[1]["note"] == "the best hypothesis has no end: there are limits to its length"
+
+
+def test_bfloat16_decodes_a_batch_that_is_not_full():
+    half = dataclasses.replace(MODELS["lingvo"], compute_dtype="bfloat16")
+    net = filled(lambda: half.build(nnx.Rngs(0)), scale=0.1)
+    inputs = sources() | {"weight": np.array([1, 1, 1, 1, 0], np.float32)}
+    inputs["src_paddings"][4] = 1
+    graph, state = nnx.split(net)
+    found = jax.jit(lambda batch: task("lingvo").decode(nnx.merge(graph, state), batch))(inputs)
+    assert not np.isnan(found["scores"]).any()
+
+
 def test_lines_of_text_that_are_empty_or_long():
     how = task("lingvo", max_source_tokens=8, num_best=2, num_hyps_per_beam=8)
     inputs = how.encode_lines(["abc", "", "h" * 20])
@@ -266,6 +294,10 @@ def test_what_is_refused():
     packed = pack(COLUMNS, ragged(), np.zeros(5, np.int64), 1, (20, 20))
     with pytest.raises(RequestError, match="a row for each sentence"):
         task("lingvo").decode(network("lingvo"), packed)
+    with pytest.raises(ValueError, match=r"num_best must be <= num_hyps_per_beam, 2 \(got 3\)"):
+        Decoding(num_hyps_per_beam=2, num_best=3)
+    with pytest.raises(ValueError, match=r"shared_embeddings must be one of .* \(got 'al'\)"):
+        TransformerModel(**VOCABULARIES, shared_embeddings="al")
     with pytest.raises(ValueError, match=r"normalized_residual must be False with norm_position 'post' \(got True\)"):
         TransformerModel(**VOCABULARIES, norm_position="post")
     with pytest.raises(ValueError, match=r"one size \(got 11 and 13\)"):

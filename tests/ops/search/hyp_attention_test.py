@@ -52,6 +52,17 @@ def test_cpp_for_each_width_of_registers(max_width):
 
 
 @pytest.mark.parametrize("implementation", ["xla", "cpp"])
+def test_a_slot_has_at_least_one_row_and_at_most_all(implementation):
+    query, keys, values, _ = arrays(4, 9, 4)
+    given, meant = (
+        hyp_attention(query, keys, values, jnp.asarray(lengths), implementation=implementation)
+        for lengths in ([0, -3, 9, 99], [1, 1, 9, 9])
+    )
+    for one, expected in zip(given, meant, strict=True):
+        np.testing.assert_array_equal(one, expected)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "cpp"])
 def test_logits_may_be_far_apart(implementation):
     query, keys, values, lengths = arrays(2, 6, 2)
     found = hyp_attention(300 * query, keys, values, lengths, implementation=implementation)
