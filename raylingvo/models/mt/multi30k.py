@@ -5,8 +5,7 @@ from __future__ import annotations
 from raylingvo.data.tokenizers import SentencePieceTokenizer
 from raylingvo.experiment import Experiment, Reading, Snapshots, Train
 from raylingvo.models.mt.decoding import Decoding
-from raylingvo.models.mt.recipes import splits
-from raylingvo.models.mt.transformer_model import TransformerModel
+from raylingvo.models.mt.recipes import small_transformer, splits
 from raylingvo.models.mt.translation import Translation
 from raylingvo.registry import register
 from raylingvo.training.learner import Learner
@@ -28,21 +27,7 @@ def en_de_transformer() -> Experiment:
     max_steps = 4_600
     return Experiment(
         task=Translation(
-            model=TransformerModel(
-                source_vocab_size=_VOCABULARY,
-                target_vocab_size=_VOCABULARY,
-                model_dim=256,
-                hidden_dim=512,
-                num_heads=4,
-                num_encoder_layers=2,
-                num_decoder_layers=2,
-                normalized_residual=False,
-                final_norm=True,
-                query_scale="sqrt_dim",
-                shared_embeddings="all",
-                input_dropout=0.2,
-                residual_dropout=0.2,
-            ),
+            model=small_transformer(_VOCABULARY),
             source_tokenizer=tokenizer,
             target_tokenizer=tokenizer,
             decoding=Decoding(length_normalization=1.0),

@@ -8,28 +8,25 @@ from raylingvo.data.text import TextPairs
 from raylingvo.data.tokenizers import SentencePieceTokenizer
 from raylingvo.experiment import Best, Checkpoints, EarlyStop, Experiment, Reading, Snapshots, Train
 from raylingvo.models.mt.decoding import Decoding
-from raylingvo.models.mt.recipes import transformer_learner
-from raylingvo.models.mt.transformer_model import TransformerModel
+from raylingvo.models.mt.recipes import pairs, small_transformer, transformer_learner
 from raylingvo.models.mt.translation import Translation
 from raylingvo.registry import register
 
-_WORDS, _DIM = 4_000, 256
+_WORDS = 4_000
 _TOKENIZER = SentencePieceTokenizer(spm_model="corpus/spm.model")
 _BOUNDS = (10, 14, 19, 26, 36, 50, 70, 98)
 _SCORE = "dev/sacrebleu"
 
 
-def _pairs(name: str, batch_sizes: Sequence[int] = ()) -> TextPairs:
+def _lines(name: str, batch_sizes: Sequence[int] = ()) -> TextPairs:
     """Two files, line by line."""
-    return TextPairs(
-        records=f"corpus/{name}.source",
-        target_records=f"corpus/{name}.target",
+    return pairs(
+        f"corpus/{name}.source",
+        _TOKENIZER,
+        (_BOUNDS, batch_sizes),
         source="",
         target="",
-        source_tokenizer=_TOKENIZER,
-        target_tokenizer=_TOKENIZER,
-        bucket_bounds=_BOUNDS,
-        bucket_batch_sizes=tuple(batch_sizes),
+        target_records=f"corpus/{name}.target",
     )
 
 
@@ -43,29 +40,15 @@ def transformer() -> Experiment:
     """
     return Experiment(
         task=Translation(
-            model=TransformerModel(
-                source_vocab_size=_WORDS,
-                target_vocab_size=_WORDS,
-                model_dim=_DIM,
-                hidden_dim=512,
-                num_heads=4,
-                num_encoder_layers=2,
-                num_decoder_layers=2,
-                normalized_residual=False,
-                final_norm=True,
-                query_scale="sqrt_dim",
-                shared_embeddings="all",
-                input_dropout=0.2,
-                residual_dropout=0.2,
-            ),
+            model=small_transformer(_WORDS),
             source_tokenizer=_TOKENIZER,
             target_tokenizer=_TOKENIZER,
             decoding=Decoding(length_normalization=1.0),
             label_smoothed_eval=False,  # so that exp(log_pplx) is a perplexity
         ),
-        datasets={"train": _pairs("train", [2_400 // bound for bound in _BOUNDS]), "dev": _pairs("dev")},
+        datasets={"train": _lines("train", [2_400 // bound for bound in _BOUNDS]), "dev": _lines("dev")},
         # A schedule that need not know how long the training is.
-        learner=transformer_learner(1.0, 1_000, _DIM),
+        learner=transformer_learner(1.0, 1_000, 256),
         train=Train(
             batch_size=64,
             max_steps=50_000,

@@ -1,13 +1,15 @@
-"""What the experiments on English-German text share: datasets of pairs, and Lingvo's recipes."""
+"""What the experiments of translation share: datasets of pairs, a small model, and Lingvo's recipes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from raylingvo.data.dataset import Dataset
 from raylingvo.data.text import TextPairs
 from raylingvo.data.tokenizers import Tokenizer
 from raylingvo.models.mt.decoding import Decoding
+from raylingvo.models.mt.transformer_model import TransformerModel
 from raylingvo.training.grad_norm_tracker import GradNormTracker
 from raylingvo.training.learner import Learner
 from raylingvo.training.optimizers import Adam
@@ -26,20 +28,52 @@ WMT_READING: Buckets = ((10, 14, 19, 26, 36, 50, 70, 98, 137, 200), (16,) * 8 + 
 RNMT_DECODING = Decoding(num_hyps_per_beam=16, length_normalization=0.2, coverage_penalty=0.2)
 
 
+def pairs(
+    records: str,
+    tokenizer: Tokenizer,
+    buckets: Buckets,
+    *,
+    source: str = "en",
+    target: str = "de",
+    kind: type[TextPairs] = TextPairs,
+    **fields: Any,
+) -> TextPairs:
+    """A dataset of pairs with one vocabulary, bucketed by the longer side. fields: others of `kind`."""
+    return kind(
+        records=records,
+        source=source,
+        target=target,
+        source_tokenizer=tokenizer,
+        target_tokenizer=tokenizer,
+        bucket_bounds=tuple(buckets[0]),
+        bucket_batch_sizes=tuple(buckets[1]),
+        **fields,
+    )
+
+
 def splits(folder: str, tokenizer: Tokenizer, train: Buckets, reading: Buckets) -> Mapping[str, Dataset]:
-    """train, dev and test, as `raylingvo data prepare` writes them, with one vocabulary. reading: of dev and test."""
-    return {
-        name: TextPairs(
-            records=f"{folder}/{name}.parquet",
-            source="en",
-            target="de",
-            source_tokenizer=tokenizer,
-            target_tokenizer=tokenizer,
-            bucket_bounds=tuple(bounds),
-            bucket_batch_sizes=tuple(batch_sizes),
-        )
-        for name, (bounds, batch_sizes) in {"train": train, "dev": reading, "test": reading}.items()
-    }
+    """train, dev and test, English to German, as `raylingvo data prepare` writes them. reading: of dev and test."""
+    buckets = {"train": train, "dev": reading, "test": reading}
+    return {name: pairs(f"{folder}/{name}.parquet", tokenizer, buckets[name]) for name in buckets}
+
+
+def small_transformer(words: int) -> TransformerModel:
+    """2 + 2 layers of 256 for tens of thousands of pairs: the usual Transformer, without Lingvo's peculiarities."""
+    return TransformerModel(
+        source_vocab_size=words,
+        target_vocab_size=words,
+        model_dim=256,
+        hidden_dim=512,
+        num_heads=4,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        normalized_residual=False,
+        final_norm=True,
+        query_scale="sqrt_dim",
+        shared_embeddings="all",
+        input_dropout=0.2,
+        residual_dropout=0.2,
+    )
 
 
 def transformer_learner(learning_rate: float, warmup_steps: int, model_dim: int) -> Learner:

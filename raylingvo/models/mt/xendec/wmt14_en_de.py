@@ -14,7 +14,7 @@ from raylingvo.data.text_doubles import TextDoubles
 from raylingvo.data.tokenizers import WpmTokenizer
 from raylingvo.experiment import Checkpoints, Experiment, Reading, Train
 from raylingvo.models.mt.decoding import Decoding
-from raylingvo.models.mt.recipes import WMT_READING, WMT_TRAIN, Buckets, transformer_learner
+from raylingvo.models.mt.recipes import WMT_READING, WMT_TRAIN, Buckets, pairs, transformer_learner
 from raylingvo.models.mt.xendec.model import XEnDecModel
 from raylingvo.models.mt.xendec.task import XEnDec
 from raylingvo.registry import register
@@ -45,15 +45,7 @@ def wmt_de_en_xendec() -> Experiment:
 
 def _experiment(source: str, target: str) -> Experiment:
     def dataset(kind: type[TextPairs], name: str, buckets: Buckets) -> TextPairs:
-        return kind(
-            records=f"{_FOLDER}/{name}.parquet",
-            source=source,
-            target=target,
-            source_tokenizer=_TOKENIZER,
-            target_tokenizer=_TOKENIZER,
-            bucket_bounds=tuple(buckets[0]),
-            bucket_batch_sizes=tuple(buckets[1]),
-        )
+        return pairs(f"{_FOLDER}/{name}.parquet", _TOKENIZER, buckets, source=source, target=target, kind=kind)
 
     return Experiment(
         task=XEnDec(
