@@ -35,10 +35,10 @@ DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in _DOCS))
 ONE_PROGRAM = ROOT / "docs/ops.md"  # whose blocks are run together, by the last test
 RUN, SHOWN = {"console", "python"}, {"text"}
 SECONDS = 240  # far more than any block takes
-# The one difference to what a reader of the tutorial types: so few steps that there is time for it here, and a
-# checkpoint after each third of them.
+# The one difference to what a reader of the tutorial types: so few steps that there is time for them here. The
+# first and the last have a checkpoint; the second only if the first one's is already written.
 TUTORIAL_STEPS = "train.max_steps=10000"
-_FEW_STEPS = "train.max_steps=6 --set train.checkpoints.every_steps=2"
+_FEW_STEPS = "train.max_steps=3 --set train.checkpoints.every_steps=1"
 
 
 class Block(NamedTuple):
