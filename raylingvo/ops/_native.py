@@ -33,6 +33,7 @@ _HANDLERS = (
     "RaylingvoPairwiseIou3D",
     "RaylingvoPointsToGrid",
     "RaylingvoSamplePoints",
+    "RaylingvoShortList",
     "RaylingvoTopKHyps",
 )
 

@@ -1,7 +1,7 @@
 // Attention of one step of a search: each slot to the rows of its own history, or to those of its source.
 
-#include "hyp_attention_kernels.h"
 #include "parallel.h"
+#include "softmax_kernels.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace raylingvo {
@@ -16,7 +16,7 @@ ffi::Error HypAttention(ffi::ThreadPool pool, ffi::BufferR3<ffi::F32> query, ffi
                         ffi::BufferR4<ffi::F32> values, ffi::BufferR1<ffi::S32> lengths, ffi::BufferR2<ffi::S32> slots,
                         ffi::ResultBufferR3<ffi::F32> context, ffi::ResultBufferR2<ffi::F32> probs,
                         int64_t max_width) {
-  const HypAttentionKernels& kernels = PickHypAttentionKernels(max_width);
+  const SoftmaxKernels& kernels = PickSoftmaxKernels(max_width);
   const auto q = query.dimensions(), k = keys.dimensions();
   const bool has_slots = slots.dimensions()[0] > 0;
   const HypAttentionArrays arrays{q[0],

@@ -97,7 +97,7 @@ class Search:
             if a.eos_id >= scores.shape[1]:
                 raise ValueError(f"eos_id must be < V = {scores.shape[1]} of step_fn's scores (got {a.eos_id})")
             # One token more than the step looks at, as EOS may be among them.
-            scores, tokens_NxM = short_list(scores, a.eos_id, a.num_entries + 1)
+            scores, tokens_NxM = short_list(scores, a.eos_id, a.num_entries + 1, self.implementation)
             a = dataclasses.replace(a, eos_id=EOS)
         elif self.is_logits:
             # The labels of a hyp are compared with its next tokens, and Lingvo's defects depend on their order.

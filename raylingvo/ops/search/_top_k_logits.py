@@ -10,7 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from raylingvo.ops import _native
+from raylingvo.ops._native import Implementation
 
 # N rows, V vocabulary; C best tokens of each; M = C + 1 of which something is kept; G blocks of _BLOCK tokens.
 
@@ -30,11 +34,31 @@ class ShortList(NamedTuple):
     tokens: jax.Array
 
 
-def short_list(logits: jax.Array, eos_id: int, num_tokens: int) -> ShortList:
-    """The log-probabilities of EOS and of the C = num_tokens best tokens of each row of logits [N, V]."""
-    N, V = logits.shape
+def short_list(logits: jax.Array, eos_id: int, num_tokens: int, implementation: Implementation = "auto") -> ShortList:
+    """The log-probabilities of EOS and of the C = num_tokens best tokens of each row of logits [N, V].
+
+    In C++, for float32, a row is read twice and nothing of its size is written.
+    """
+    if logits.dtype != jnp.float32:
+        implementation = "xla"
+    settings = {"eos_id": eos_id, "num_tokens": min(num_tokens, logits.shape[1])}
+    return ShortList(
+        *_native.dispatch(implementation, xla=_short_list_xla, cpp=_short_list_cpp, args=(logits,), **settings)
+    )
+
+
+def _short_list_cpp(logits: jax.Array, *, eos_id: int, num_tokens: int, max_width: int = 16) -> ShortList:
+    """max_width: floats of a register at most, for tests."""
+    shape = len(logits), num_tokens + 1
+    results = (jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32))
+    numbers = {"eos_id": np.int64(eos_id), "max_width": np.int64(max_width)}
+    return ShortList(*_native.call("RaylingvoShortList", results, logits, **numbers))
+
+
+def _short_list_xla(logits: jax.Array, *, eos_id: int, num_tokens: int) -> ShortList:
+    N = len(logits)
     log_sum_N = _log_sum(logits.astype(jnp.float32))
-    best_NxC, token_NxC = top_k_by_blocks(logits, min(num_tokens, V))
+    best_NxC, token_NxC = top_k_by_blocks(logits, num_tokens)
     # By token: of equal scores the lower token comes first, as it would in the whole row.
     token_NxC, best_NxC = lax.sort((token_NxC, best_NxC), num_keys=1)
     best_NxC = jnp.where(token_NxC == eos_id, jnp.nan, best_NxC)

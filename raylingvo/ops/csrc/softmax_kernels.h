@@ -1,12 +1,13 @@
-// Attention of one slot of a search, compiled for several instruction sets; one of them is picked when it runs.
+// What a step of a search exponentiates, compiled for several instruction sets; one of them is picked when it runs.
 
-#ifndef RAYLINGVO_OPS_CSRC_HYP_ATTENTION_KERNELS_H_
-#define RAYLINGVO_OPS_CSRC_HYP_ATTENTION_KERNELS_H_
+#ifndef RAYLINGVO_OPS_CSRC_SOFTMAX_KERNELS_H_
+#define RAYLINGVO_OPS_CSRC_SOFTMAX_KERNELS_H_
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "levels.h"
@@ -25,23 +26,26 @@ struct HypAttentionArrays {
   float* probs;            // [N, T], means over heads
 };
 
-struct HypAttentionKernels {
+struct SoftmaxKernels {
   // Computes slot n, with `scratch` as room for what is between.
   void (*attend)(const HypAttentionArrays& arrays, int64_t n, std::vector<float>& scratch);
+
+  // log(sum(exp(logits))) of `size` of them, of which `largest` is the largest; NaNs are left out.
+  float (*log_sum)(const float* logits, int64_t size, float largest);
 };
 
 }  // namespace raylingvo
 
-#define RAYLINGVO_KERNELS "hyp_attention_kernels.inc"
+#define RAYLINGVO_KERNELS "softmax_kernels.inc"
 #include "each_level.inc"
 
 namespace raylingvo {
 
 // The best for the running machine, with registers of at most max_width floats.
-inline const HypAttentionKernels& PickHypAttentionKernels(int64_t max_width) {
-  return RAYLINGVO_PICK_LEVEL(kHypAttentionKernels, max_width);
+inline const SoftmaxKernels& PickSoftmaxKernels(int64_t max_width) {
+  return RAYLINGVO_PICK_LEVEL(kSoftmaxKernels, max_width);
 }
 
 }  // namespace raylingvo
 
-#endif  // RAYLINGVO_OPS_CSRC_HYP_ATTENTION_KERNELS_H_
+#endif  // RAYLINGVO_OPS_CSRC_SOFTMAX_KERNELS_H_
