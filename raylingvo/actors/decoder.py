@@ -19,7 +19,6 @@ from raylingvo.experiment import Experiment, Reading
 from raylingvo.metrics.means import WeightedMeans
 from raylingvo.models.pictures import FirstRows
 from raylingvo.monitor.atomic import write_atomically
-from raylingvo.monitor.metrics_log import json_tree
 from raylingvo.training.state import Model, Weights
 
 # As `postprocess` gives it: a key, and what is written beside it.
@@ -106,7 +105,8 @@ class Decoder(SnapshotReader):
             numbered = numbered and len(numbers) == len(outputs)
         if numbered:
             outputs = [output for _, output in sorted(zip(numbers, outputs, strict=True), key=operator.itemgetter(0))]
-        text = "".join(json.dumps({"id": key, **json_tree(output)}, allow_nan=False) + "\n" for key, output in outputs)
+        lines = ({"id": key, **output} for key, output in outputs)
+        text = "".join(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n" for line in lines)
         write_atomically(self.directory / f"decoder_out-{step:08d}.jsonl", text)
         scores = self._task.corpus_scores([output for _, output in outputs])
         self.signatures = dict(scores.signatures)
