@@ -128,7 +128,7 @@ def test_punctuation_by_heart(test_data, tmp_path, monkeypatch):
     train_vocab("wpm", lines, 1_000, tmp_path / "brown/wpm.vocab")
     tokenizer = WpmTokenizer(vocab_filepath="brown/wpm.vocab")
     keys = {"datasets.train.tokenizer": tokenizer}
-    experiment = by_heart("punctuator.codelab.RNMTModel", tokenizer, (30, 60, 100), 25, 1_200, SMALL_RNMT | keys)
+    experiment = by_heart("punctuator.codelab.RNMTModel", tokenizer, (30, 60), 25, 1_200, SMALL_RNMT | keys)
     scores = rl.run(experiment, logdir=tmp_path / "run")["decode"]["train"]
     outputs = [
         json.loads(line)
@@ -136,7 +136,7 @@ def test_punctuation_by_heart(test_data, tmp_path, monkeypatch):
     ]
     exact = np.mean([output["hypotheses"][0]["text"] == output["reference"] for output in outputs])
     print(json.dumps({"sentences": len(outputs), "exact_match": exact, **scores}))
-    assert len(outputs) >= 80
+    assert len(outputs) >= 75
     assert exact > 0.9
 
 
