@@ -51,8 +51,9 @@ def _short_list_cpp(logits: jax.Array, *, eos_id: int, num_tokens: int, max_widt
     """max_width: floats of a register at most, for tests."""
     shape = len(logits), num_tokens + 1
     results = (jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32))
-    numbers = {"eos_id": np.int64(eos_id), "max_width": np.int64(max_width)}
-    return ShortList(*_native.call("RaylingvoShortList", results, logits, **numbers))
+    return ShortList(
+        *_native.call("RaylingvoShortList", results, logits, eos_id=np.int64(eos_id), max_width=np.int64(max_width))
+    )
 
 
 def _short_list_xla(logits: jax.Array, *, eos_id: int, num_tokens: int) -> ShortList:
