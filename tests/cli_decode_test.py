@@ -143,6 +143,8 @@ def started(logdir: Path, directory: Path) -> subprocess.Popen[str]:
         stderr=pipe,
         text=True,
         bufsize=1,
+        # A shell's background jobs, and so their children, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -68,6 +68,11 @@ def _blocks(document: Path) -> Iterator[Block]:
 
 BLOCKS = [block for document in DOCUMENTS for block in _blocks(document)]
 TO_RUN = [block for block in BLOCKS if block.language in RUN and not block.skipped]
+
+
+def _timed(block: Block) -> Any:
+    """Those on translation train a model of real size: minutes, by `pytest -m slow -n 0 tests/docs_test.py`."""
+    return pytest.param(block, marks=pytest.mark.slow) if block.document.name == "translation.md" else block
 
 
 class Reader:
@@ -143,7 +148,7 @@ def _write_corpus(folder: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("block", TO_RUN, ids=lambda block: block.id)
+@pytest.mark.parametrize("block", [_timed(block) for block in TO_RUN], ids=lambda block: block.id)
 def test_a_block_runs(reader: Reader, block: Block) -> None:
     reader.follow(block)
 
