@@ -7,7 +7,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raylingvo.actors import memory
@@ -27,6 +28,24 @@ def in_turn(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, lis
             print(f"round {i + 1}/{rounds}: {name}", file=sys.stderr)
             results[name].append(last_json_line(command))
     return results
+
+
+def timed_in_turn(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, list[float]], Any]:
+    """Calls the contenders A B A B .. in this process: the seconds of each round, and the last results, by name.
+
+    Waits for results that are JAX arrays. Call them once before, so that nothing is compiled here.
+    """
+    import jax  # here, for the benchmarks of start-up
+
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    results: dict[str, Any] = {}
+    for i in range(rounds):
+        print(f"round {i + 1}/{rounds}", file=sys.stderr)
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            results[name] = jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - start)
+    return seconds, results
 
 
 def keep_memory() -> None:

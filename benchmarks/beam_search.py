@@ -27,14 +27,13 @@ import functools
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _compare import report
+from _compare import report, timed_in_turn
 from jax import lax
 
 from raylingvo.ops.search.beam_search import BeamSearchResult, beam_search
@@ -277,13 +276,7 @@ def main() -> int:
     }
     results = {name: jax.block_until_ready(run()) for name, run in contenders.items()}  # compiles them
     print("compiled", file=sys.stderr)
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for i in range(args.rounds):
-        print(f"round {i + 1}/{args.rounds}", file=sys.stderr)
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - start)
+    seconds, _ = timed_in_turn(contenders, args.rounds)
 
     def ratio(ours: str, baseline: str) -> float:
         return statistics.median(a / c for a, c in zip(seconds[ours], seconds[baseline], strict=True))

@@ -13,15 +13,15 @@ global norms. All versions are in this process, which keeps freed memory as a Tr
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from _compare import keep_memory, median, report
+from _compare import keep_memory, median, report, timed_in_turn
 from _plain_transformer import BATCH, FEATURES, HEADS, LAYERS, LENGTH, VOCABULARY, PlainJax, torch_steps
 
 from raylingvo.data.synthetic import SyntheticPackedRows
@@ -99,14 +99,10 @@ def main() -> None:
         versions["torch"] = torch_steps(cpus)
     except ImportError:
         print("torch is not installed: without its figures", file=sys.stderr)
-    losses = {name: run(batches) for name, run in versions.items()}  # compiles, and touches memory
-    seconds: dict[str, list[float]] = {name: [] for name in versions}
-    for i in range(args.rounds):
-        print(f"round {i + 1}/{args.rounds}", file=sys.stderr)
-        for name, run in versions.items():
-            start = time.perf_counter()
-            losses[name] = run(batches)
-            seconds[name].append(time.perf_counter() - start)
+    for run in versions.values():  # compiles, and touches memory
+        run(batches)
+    turns = {name: functools.partial(run, batches) for name, run in versions.items()}
+    seconds, losses = timed_in_turn(turns, args.rounds)
 
     def ratio(name: str) -> float | None:
         if name not in seconds:

@@ -44,7 +44,7 @@ import _ctranslate2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _compare import keep_memory, median, report, without_zeros
+from _compare import keep_memory, median, report, timed_in_turn, without_zeros
 from flax import nnx
 from jax import lax
 
@@ -317,11 +317,7 @@ def _measured(
             shares.append(share)
             agree = agree and is_same
     found["recomputed_identical"] = min(shares, default=None)
-    seconds: dict[str, list[float]] = {contender: [] for contender in contenders}
-    for i in range(args.rounds):
-        print(f"round {i + 1}/{args.rounds}", file=sys.stderr)
-        for contender, run in contenders.items():
-            seconds[contender].append(_seconds(run))
+    seconds, _ = timed_in_turn(contenders, args.rounds)
 
     def ratio(other: str) -> float | None:
         if other not in seconds:

@@ -14,15 +14,15 @@ dropout. Exit status 1 if that is more than 1e-4.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from _compare import keep_memory, median, report, without_zeros
+from _compare import keep_memory, median, report, timed_in_turn, without_zeros
 from _plain_translation import PlainJax, loss, of_ours
 
 import raylingvo as rl
@@ -105,14 +105,10 @@ def main() -> int:
     difference = abs(first["ours"] - first["plain_jax"])
     print(f"first losses {first}", file=sys.stderr)
     versions: dict[str, Callable[[list[Any]], float]] = {"ours": ours.steps, "plain_jax": PlainJax(weights).steps}
-    losses = {name: run(batches) for name, run in versions.items()}  # compiles, and touches memory
-    seconds: dict[str, list[float]] = {name: [] for name in versions}
-    for i in range(args.rounds):
-        print(f"round {i + 1}/{args.rounds}", file=sys.stderr)
-        for name, run in versions.items():
-            start = time.perf_counter()
-            losses[name] = run(batches)
-            seconds[name].append(time.perf_counter() - start)
+    for run in versions.values():  # compiles, and touches memory
+        run(batches)
+    turns = {name: functools.partial(run, batches) for name, run in versions.items()}
+    seconds, losses = timed_in_turn(turns, args.rounds)
     words = sum(float((1 - batch["tgt_paddings"]).sum()) for batch in batches)
     ratios = [plain / own for plain, own in zip(seconds["plain_jax"], seconds["ours"], strict=True)]
     report(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
-import sys
 
 import pytest
+from command_line import command_of
 
-from raylingvo import cli
 from raylingvo.data.records import write_records
 
 PAIRS = [f"{'a ' * (i % 7 + 1)}\tb{i}".encode() for i in range(40)]
@@ -26,16 +25,7 @@ def data(tmp_path, monkeypatch):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """command(*arguments) -> (exit status, stdout, stderr) of `raylingvo data ARGUMENTS`."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["raylingvo", "data", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+    return command_of(monkeypatch, capsys, "data")
 
 
 def as_json(result):

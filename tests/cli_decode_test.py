@@ -7,33 +7,19 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from command_line import Command, command_of
 from line_task import write_run
 
 import raylingvo
-from raylingvo import cli
 
 # Far more than anything here takes; who waited for the end of the input would wait for ever.
 pytestmark = pytest.mark.timeout(120)
 LINES = ["3 4", "", "5 6 7", "11"]
 KEEP = "train.checkpoints.keep_last says how many a run keeps"
-
-
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def outputs(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Decode = Callable[..., Ended]
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +30,9 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def decode(logdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Decode:
+def decode(logdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """decode(*arguments): runs `raylingvo decode --logdir RUN ARGUMENTS` in this process."""
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["raylingvo", "decode", "--logdir", str(logdir), *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Ended(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
+    return command_of(monkeypatch, capsys, "decode", "--logdir", logdir)
 
 
 @pytest.fixture
@@ -64,7 +42,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file(decode: Decode, file: Path, logdir: Path) -> None:
+def test_a_file(decode: Command, file: Path, logdir: Path) -> None:
     ended = decode("--input", file)
     assert ended.status == 0
     assert [(output["line"], output["input"]) for output in ended.outputs] == list(enumerate(LINES, 1))
@@ -82,7 +60,7 @@ def test_a_file(decode: Decode, file: Path, logdir: Path) -> None:
     ]
 
 
-def test_an_average_with_other_settings(decode: Decode, file: Path) -> None:
+def test_an_average_with_other_settings(decode: Command, file: Path) -> None:
     how = ("--average", 2, "--set", "task.num_hyps_per_beam=1", "--input", file)
     mean = decode(*how)
     assert mean.err.startswith("decode @ 8 (average of 4, 8): 4 lines\n")
@@ -116,13 +94,13 @@ def test_an_average_with_other_settings(decode: Decode, file: Path) -> None:
         (("--set", "task.beam"), "expected KEY=VALUE, such as train.batch_size=64 (got 'task.beam')"),
     ],
 )
-def test_what_is_refused(decode: Decode, file: Path, arguments: tuple[object, ...], message: str) -> None:
+def test_what_is_refused(decode: Command, file: Path, arguments: tuple[object, ...], message: str) -> None:
     assert decode(*arguments) == (2, "", f"raylingvo: {message}\n")
     if arguments[-1] != "all":
         assert decode(*arguments, "--input", file) == (2, "", f"raylingvo: {message}\n")
 
 
-def test_lines_before_one_that_is_not_utf8_are_printed(decode: Decode, file: Path) -> None:
+def test_lines_before_one_that_is_not_utf8_are_printed(decode: Command, file: Path) -> None:
     file.write_bytes(b"3 4\r\n5\n\xff\n6")
     ended = decode("--input", file)
     assert (ended.status, [output["input"] for output in ended.outputs]) == (2, ["3 4", "5"])

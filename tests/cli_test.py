@@ -7,11 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from command_line import Command, Ended, command_of
 
 import raylingvo
 from raylingvo import cli, registry
@@ -27,33 +27,10 @@ SETTINGS = (
 SECONDS = 240  # far more than any command here takes
 
 
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The one object that is all of stdout."""
-        assert self.out.count("\n") == 1
-        return json.loads(self.out)
-
-
-Command = Callable[..., Ended]
-
-
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """command(*arguments): runs `raylingvo ARGUMENTS` in this process."""
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["raylingvo", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Ended(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
+    return command_of(monkeypatch, capsys)
 
 
 @pytest.fixture
