@@ -143,6 +143,9 @@ def run(
     address: Annotated[
         str | None, typer.Option(metavar="ADDR", help="join this Ray cluster; auto: the one of this machine")
     ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="leave the run to a Ray cluster: that of this machine, or of --address")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Runs an experiment, or goes on with it where it stopped."""
@@ -152,8 +155,12 @@ def run(
     from raylingvo.actors.run import run as run_experiment
 
     experiment = _experiment(name, overrides, config_file)
+    started = psutil.Process().create_time()
+    if detach:
+        _run_detached(experiment, logdir, address, started, as_json)
+        return
     try:
-        result = run_experiment(experiment, logdir, address=address, started=psutil.Process().create_time())
+        result = run_experiment(experiment, logdir, address=address, started=started)
     except RunFailed as failure:
         _print_result(failure.result, as_json)
         _say(failure.trace)
@@ -162,6 +169,76 @@ def run(
     _print_result(result, as_json)
     if result["status"] == "interrupted":
         raise typer.Exit(130)
+
+
+def _run_detached(experiment: Any, logdir: Path, address: str | None, started: float, as_json: bool) -> None:
+    from raylingvo.actors import detached
+
+    result = detached.start(experiment, logdir, address=address, started=started)
+    if as_json or result["status"] == "finished":
+        _print_result(result, as_json)
+        return
+    print(f"{result['experiment']} (run {result['run']}): running in the cluster")
+    print(f"  logdir  {result['logdir']}")
+    where = f" --address {address}" if address else ""
+    for command in ("status", "attach", "stop"):
+        print(f"  {command:6}  raylingvo {command} {result['run']}{where}")
+
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="its id, or how that begins; or its logdir")]
+Address = Annotated[str | None, typer.Option(metavar="ADDR", help="the Ray cluster; default: that of this machine")]
+
+
+@app.command()
+def status(run: RunName = "", address: Address = None, as_json: Json = False) -> None:
+    """Shows the runs in a cluster that were started with --detach, or one run."""
+    from raylingvo.actors import detached
+    from raylingvo.monitor import cluster_view
+
+    if run:
+        shown = detached.status(run, address)
+        _print_json(shown) if as_json else cluster_view.print_run(shown)
+        return
+    rows = detached.list_running(address)
+    _print_json({"runs": rows}) if as_json else cluster_view.print_runs(rows)
+
+
+@app.command()
+def attach(run: RunName, address: Address = None, as_json: Json = False) -> None:
+    """Shows a run that was started with --detach until it ends, and ends as it does. Ctrl-C leaves it alone."""
+    from raylingvo.actors import detached
+    from raylingvo.monitor.live import open_view
+
+    with detached.open_run(run, address) as found:
+        try:
+            with open_view() as view:
+                ending = found.attach(view)
+        except KeyboardInterrupt:
+            _say(f"raylingvo: the run goes on without you; to see it again: raylingvo attach {run}")
+            return
+    _print_ending(ending, as_json)
+    raise typer.Exit(ending.exit_status)
+
+
+@app.command()
+def stop(run: RunName, address: Address = None, as_json: Json = False) -> None:
+    """Stops a run that was started with --detach, as Ctrl-C does: after a checkpoint, from which it can go on."""
+    from raylingvo.actors import detached
+    from raylingvo.monitor.live import open_view
+
+    with detached.open_run(run, address) as found, open_view() as view:
+        ending = found.stop("raylingvo stop", view)
+    _print_ending(ending, as_json)
+    raise typer.Exit(0 if ending.exit_status == 130 else ending.exit_status)
+
+
+def _print_ending(ending: Any, as_json: bool) -> None:
+    if ending.result is not None:
+        _print_result(ending.result, as_json)
+    if ending.trace:
+        _say(ending.trace)
+    if ending.message:
+        _say(f"raylingvo: {ending.message}")
 
 
 @app.command("eval")

@@ -1,4 +1,6 @@
-"""The one exception that means "the request was wrong"."""
+"""What a run ends with for good: a wrong request, training that cannot go on, a disk that takes no more."""
+
+import errno
 
 
 class RequestError(Exception):
@@ -7,3 +9,25 @@ class RequestError(Exception):
     The message is one helpful line (a diff may follow it) that names the argument, echoes the value
     and says the fix. The command line prints it without a traceback and exits 2.
     """
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on, and would not from the same state either: it diverged, say.
+
+    The message says why, and where.
+    """
+
+
+class DiskError(RequestError, OSError):
+    """A file could not be written: the disk is full, a quota is used up, or the file system is read-only.
+
+    Made as an OSError is, of `errno`, `strerror` and `filename`. The message is one line that names the file, the
+    reason and the fix. To try again at once would not help.
+    """
+
+    def __str__(self) -> str:
+        fix = "make it writable" if self.errno == errno.EROFS else "make space"
+        return (
+            f"{self.filename} cannot be written: {self.strerror}; {fix} and give the same command again: "
+            "a run goes on from its newest checkpoint"
+        )

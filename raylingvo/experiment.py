@@ -164,7 +164,8 @@ class Train:
     # last good snapshot and goes on with the following batches; the run fails when that did not help so many times.
     max_nonfinite_in_a_row: int = 10
     max_rollbacks: int = 3
-    # How often a Trainer that died (not one that failed) is started again from its newest state.
+    # How often a Trainer that died, or failed after its first step, is started again from its newest state without
+    # having got further. The same error at the same step twice ends the run at once.
     max_restarts: int = 3
     # Moving averages of the weights: Evalers and Decoders get them in the place of the weights. The decay is ema_decay
     # (0: off) or the value of ema_schedule, such as EmaDecay; one of the two at most. ema_decay_moving_vars: average
@@ -205,7 +206,7 @@ class Reading:
     policy: Policy = "latest"
     batch_size: int | None = None  # None: train.batch_size
     max_examples: int | None = None  # None: the whole dataset
-    max_restarts: int = 3  # how often a role that died is started again
+    max_restarts: int = 3  # how often a role that died is started again without a result
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "batch_size", "max_examples")

@@ -458,8 +458,12 @@ BAD_TEXTS = [
     ("name: exp", "name: !!int x", "not valid YAML: invalid literal for int() with base 10: 'x'"),
     (f"    class: {HERE}.Constant\n", "", "learner.schedule.class is missing: expected the name of a dataclass that is "
      f"a {HERE}.Schedule, such as {SUCH_AS_RAMP}"),
+    (f"{HERE}.Conv", "numpy.load",
+     f"layers.1.class: expected the name of a dataclass that is a {HERE}.Layer, such as {HERE}.Conv "
+     "(got 'numpy.load')"),
     (f"{HERE}.Conv", "os.system",
-     f"layers.1.class: expected the name of a dataclass that is a {HERE}.Layer, such as {HERE}.Conv (got 'os.system')"),
+     "layers.1.class: cannot import 'os.system': neither the standard library nor a __main__ has configs; "
+     f"expected the name of a dataclass that is a {HERE}.Layer, such as {HERE}.Conv"),
     ("learning_rate: 0.001", "learning_rate: -1", "learner.learning_rate must be > 0 (got -1.0)"),
     ("learning_rate: 0.001", "learning_rate: .nan", "learner.learning_rate: expected a finite float (got '.nan')"),
 ]  # fmt: skip

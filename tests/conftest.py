@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,11 @@ def lingvo_vectors(test_data: Path) -> Callable[[str], list[tuple[dict[str, Any]
             return [(case, {name: arrays[f"{case['id']}/{name}"] for name in case["arrays"]}) for case in cases]
 
     return load
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forgotten() -> Iterator[None]:
+    """What a module has compiled is not kept: a process that goes through all of them would grow to 7 GB."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()

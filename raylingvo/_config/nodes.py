@@ -9,6 +9,7 @@ import importlib
 import inspect
 import operator
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -193,13 +194,17 @@ def class_name(cls: type) -> str:
 def import_class(name: str) -> Any:
     """What has this dotted name; its module is the longest beginning that is one.
 
-    Raises RequestError if there is no such thing, or its module cannot be imported.
+    A config may be somebody else's, and to import a module is to run it. Modules that can have no configs but do things
+    when they are imported are not: those of the standard library (`antigravity`), and each package's `__main__`.
+    Raises RequestError for these, and if there is no such thing, or its module cannot be imported.
     """
     if not _is_name(name):
         raise RequestError(f"{name!r} is not the dotted name of a class")
     if name.startswith("__main__."):
         raise RequestError(f"cannot import {name!r} in another process: move it from the script to a module")
     parts = name.split(".")
+    if parts[0] in sys.stdlib_module_names or "__main__" in parts:
+        raise RequestError(f"cannot import {name!r}: neither the standard library nor a __main__ has configs")
     for length in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:length])
         try:

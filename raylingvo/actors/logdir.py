@@ -22,10 +22,15 @@ import psutil
 
 import raylingvo
 from raylingvo import config, registry
-from raylingvo.errors import RequestError
+from raylingvo.errors import DiskError, RequestError
 from raylingvo.experiment import Experiment
-from raylingvo.monitor.atomic import write_atomically
+from raylingvo.monitor.atomic import naming, write_atomically
 
+# Space that a run holds for its last word: the disk that has made it fail may be full to the last byte.
+_SPARE, _SPARE_BYTES = ".spare", 1 << 16
+# What a request may leave in a logdir that holds nothing else.
+_TRACES = {".lock", "control/driver.log", _SPARE}
+_REMEDY = "delete it, and the run goes on from its checkpoints under a new id"
 _PACKAGES = ("ray", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -35,9 +40,10 @@ class Logdir:
     `info` is what run.json says; `update` changes it.
     """
 
-    def __init__(self, path: Path, experiment: Experiment):
+    def __init__(self, path: Path, experiment: Experiment, run: str | None = None):
         """Creates the logdir, or opens one of the very same experiment; writes nothing there but the lock.
 
+        run: the id that the run there has, or, if there is none yet, is to have.
         Raises RequestError if it cannot be written, another process uses it, or it holds something else or something
         damaged.
         """
@@ -50,7 +56,9 @@ class Logdir:
         with contextlib.ExitStack() as held:
             held.enter_context(hold(path))
             self._refuse_another(path)
-            self.info = read_info(path) or _new_info(experiment)
+            self.info = read_info(path) or _new_info(experiment, run)
+            if run not in (None, self.info["id"]):
+                raise RequestError(f"--logdir {path}: run {self.info['id']} has begun there meanwhile")
             self._held = held.pop_all()
 
     def experiment_for_roles(self) -> Experiment:
@@ -75,7 +83,9 @@ class Logdir:
         """Writes what is known when a run starts, or goes on: a request that proves wrong before leaves no trace."""
         # The config first: by it a logdir is known, even if what follows is cut short.
         write_atomically(self.path / "config.yaml", config.dump(self._experiment))
-        (self.path / "control").mkdir(exist_ok=True)
+        with naming(self.path / "control"):
+            (self.path / "control").mkdir(exist_ok=True)
+        write_atomically(self.path / _SPARE, os.urandom(_SPARE_BYTES))  # no file system can store this in less
         write_atomically(self.path / "control" / "params.txt", config.params_text(self._experiment))
         self.update(
             status="running",
@@ -95,19 +105,26 @@ class Logdir:
         )
 
     def update(self, **fields: Any) -> None:
-        """Changes fields of run.json."""
+        """Changes fields of run.json. Raises DiskError if the disk takes no more, also in the place of `_SPARE`."""
         self.info.update(fields)
-        write_atomically(self.path / "run.json", json.dumps(self.info, indent=2) + "\n")
+        file, text = self.path / "run.json", json.dumps(self.info, indent=2) + "\n"
+        try:
+            write_atomically(file, text)
+        except DiskError:
+            with naming(file):
+                (self.path / _SPARE).unlink(missing_ok=True)
+            write_atomically(file, text)
 
     def forget(self) -> None:
         """Takes back what `begin` wrote, if nothing else has come of the run: the next request may be a right one."""
-        written = [self.path / name for name in ("run.json", "config.yaml", "control/params.txt")]
-        found = {path for path in self.path.rglob("*") if path.is_file()}
-        if found <= {*written, self.path / ".lock"}:
-            for path in written:
-                path.unlink(missing_ok=True)
+        written = {"run.json", "config.yaml", "control/params.txt"}
+        if self._files() <= written | _TRACES:
+            for name in written:
+                (self.path / name).unlink(missing_ok=True)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):  # of a read-only disk, which has had its error
+            (self.path / _SPARE).unlink(missing_ok=True)
         self._held.close()
 
     def _refuse_another(self, path: Path) -> None:
@@ -117,8 +134,11 @@ class Logdir:
                     f"--logdir {path} belongs to a run of another experiment; use another logdir, or undo:\n"
                     + "\n".join(f"  {line}" for line in differences)
                 )
-        elif any(path.is_file() and path.name != ".lock" for path in self.path.rglob("*")):
+        elif self._files() - _TRACES:
             raise RequestError(f"--logdir {path} is not empty and has no config.yaml: it is not the logdir of a run")
+
+    def _files(self) -> set[str]:
+        return {str(path.relative_to(self.path)) for path in self.path.rglob("*") if path.is_file()}
 
 
 @contextlib.contextmanager
@@ -148,6 +168,11 @@ def read_experiment(path: Path) -> Experiment:
         raise RequestError(f"--logdir {path}: no run here ({file} cannot be read: {error.strerror})") from error
     except UnicodeDecodeError as error:
         raise RequestError(f"{file} is damaged: it is not UTF-8 ({error})") from error
+    if not text.strip("\0\n"):
+        raise RequestError(
+            f"{file} is damaged: it is empty; put a copy back (`raylingvo inspect config` prints one), or use another "
+            "--logdir"
+        )
     registry.import_current_directory()
     try:
         return config.load(text, Experiment)
@@ -165,16 +190,16 @@ def read_info(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise RequestError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise RequestError(f"{file} is damaged: it is not JSON ({error})") from error
+        raise RequestError(f"{file} is damaged: it is not JSON ({error}); {_REMEDY}") from error
     if not (isinstance(info, dict) and info.keys() >= {"id", "status"}):
-        raise RequestError(f"{file} is damaged: it is not an object with id and status")
+        raise RequestError(f"{file} is damaged: it is not an object with id and status; {_REMEDY}")
     return info
 
 
-def _new_info(experiment: Experiment) -> dict[str, Any]:
+def _new_info(experiment: Experiment, run: str | None) -> dict[str, Any]:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return {
-        "id": f"{experiment.name.rpartition('.')[2]}-{stamp}-{uuid.uuid4().hex[:4]}",
+        "id": run or f"{experiment.name.rpartition('.')[2]}-{stamp}-{uuid.uuid4().hex[:4]}",
         "experiment": experiment.name,
         "seed": experiment.train.seed,
         "started": time.time(),

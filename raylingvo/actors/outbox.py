@@ -1,13 +1,22 @@
-"""Snapshots on their way out of the Trainer: host copies that wait for the store."""
+"""Snapshots that the Trainer has announced: host copies until the store has them, then views of the store's copies.
+
+The store's process owns its copies, so they outlive the Trainer. The views outlive the store: mapped memory stays where
+it is when its owner dies. So what one of the two loses, the other has.
+"""
 
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from raylingvo.training.host_copy import Lease
+if TYPE_CHECKING:
+    from raylingvo.training.host_copy import Lease
+
+
+Version = tuple[float, int]
 
 
 class Snapshot(NamedTuple):
@@ -21,25 +30,82 @@ class Snapshot(NamedTuple):
     position: dict[str, Any] | None  # with `rest`: the input's position, the last report and counts, a JSON value
 
 
+class Announcement(NamedTuple):
+    """What the store is told of a snapshot before it pulls it."""
+
+    step: int
+    time: float  # Unix seconds at the end of the step
+    nbytes: int  # of the weights
+    rest_nbytes: int | None  # None if the snapshot has weights only
+
+
+class _Item(NamedTuple):
+    announcement: Announcement
+    snapshot: Snapshot
+    lease: Lease | None  # of the host copy; None once it is the store's
+
+
 class Outbox:
-    """Holds each announced snapshot until the store has copied it; then its buffers are used again. Thread-safe."""
+    """Holds each announced snapshot until the store needs it no more. Thread-safe.
+
+    Of the store's calls some may overtake others; they are ordered by `version`: when this life of the store began, and
+    a count.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: dict[int, tuple[Snapshot, Lease]] = {}
+        self._changed = threading.Condition()
+        self._items: dict[int, _Item] = {}
+        self._version: Version = (0.0, 0)
+        self._kept: Collection[int] = ()  # by the newest version
+        self._states: Collection[int] = ()
 
-    def put(self, step: int, snapshot: Snapshot, lease: Lease) -> None:
-        """`snapshot` can be read until `release(step)`, which releases `lease`."""
-        with self._lock:
-            self._waiting[step] = snapshot, lease
+    def put(self, announcement: Announcement, snapshot: Snapshot, lease: Lease) -> None:
+        """`snapshot` can be read until it has been handed over, which releases `lease`."""
+        with self._changed:
+            self._items[announcement.step] = _Item(announcement, snapshot, lease)
 
     def get(self, step: int) -> Snapshot:
         """The snapshot of `step`. Raises KeyError if there is none."""
-        with self._lock:
-            return self._waiting[step][0]
+        with self._changed:
+            return self._items[step].snapshot
 
-    def release(self, step: int) -> None:
-        """The store has copied the snapshot of `step`. Raises KeyError if there is none."""
-        with self._lock:
-            lease = self._waiting.pop(step)[1]
-        lease.release()
+    def announcements(self) -> list[Announcement]:
+        """All that there are, the oldest first."""
+        with self._changed:
+            return [item.announcement for _, item in sorted(self._items.items())]
+
+    def handed_over(self, version: Version, announcement: Announcement, copy: Snapshot) -> None:
+        """The store has the snapshot: its copy takes the place of ours, unless it has dropped it since."""
+        with self._changed:
+            ours = self._items.pop(announcement.step, None)
+            item = _Item(announcement, copy, None)
+            if version > self._version:
+                self._items[announcement.step] = item
+            elif announcement.step in self._kept:
+                self._items[announcement.step] = self._needed(item)
+            self._changed.notify_all()
+        if ours is not None and ours.lease is not None:
+            ours.lease.release()
+
+    def keep(self, version: Version, steps: Collection[int], states: Collection[int]) -> None:
+        """Of what has been handed over the store needs only `steps`, and the rest of the state only of `states`."""
+        with self._changed:
+            if version < self._version:
+                return
+            self._version, self._kept, self._states = version, frozenset(steps), frozenset(states)
+            handed_over = [step for step, item in self._items.items() if item.lease is None]
+            for step in handed_over:
+                item = self._items.pop(step)
+                if step in self._kept:
+                    self._items[step] = self._needed(item)
+
+    def wait_handed_over(self, timeout: float) -> None:
+        """Until the store has all snapshots. Raises TimeoutError after `timeout` seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: all(item.lease is None for item in self._items.values()), timeout):
+                raise TimeoutError(f"the SnapshotStore has not fetched the last snapshots for {timeout:g} s")
+
+    def _needed(self, item: _Item) -> _Item:
+        if item.announcement.step in self._states:
+            return item
+        return _Item(item.announcement._replace(rest_nbytes=None), Snapshot(item.snapshot.weights, None, None), None)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from raylingvo.actors.recovery import Recovery
 from raylingvo.experiment import Experiment, Reading, RoleResources
 from raylingvo.monitor.status import ReaderState, ReaderStatus
 
@@ -20,10 +21,17 @@ class ReaderRole:
     resources: RoleResources
     actor: Any = None
     ended: Literal["finished", "failed"] | None = None
-    restarts: int = 0
+    restarting: bool = False  # when its time has come
+    killed_by: int | None = None  # the step it was working on when it died last
+    recorded_before: set[int] = dataclasses.field(default_factory=set)  # steps with a result when this run started
+    done: set[int] = dataclasses.field(default_factory=set)  # and since
+    set_aside: list[int] = dataclasses.field(default_factory=list)  # steps that killed it twice
     step: int | None = None  # of the last result
     lag_steps: int | None = None
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.recovery = Recovery(self.reading.max_restarts)
 
     @property
     def name(self) -> str:
@@ -48,11 +56,12 @@ class ReaderRole:
             "step": self.step,
             "lag_steps": self.lag_steps,
             "lag_seconds": self.metrics.get("lag_seconds"),
-            "done": known.get("done", 0),
+            "done": len(self.done),
             "skipped": known.get("skipped", 0),
             "waiting": known.get("waiting", 0),
             "metrics": self.metrics,
-            "restarts": self.restarts,
+            "restarts": self.recovery.restarts,
+            "set_aside": len(self.set_aside),
         }
 
 

@@ -6,12 +6,13 @@ Large objects only ever travel as references inside a list, which Ray does not f
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
+import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,27 +20,17 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError
 
 from raylingvo import config
-from raylingvo.actors import memory, priorities
-from raylingvo.actors.snapshot_store import SnapshotStore
-from raylingvo.actors.spill import SpillFolder
+from raylingvo.actors import crashes, memory, priorities
+from raylingvo.actors.calls import PAYLOAD_SECONDS, POLL_SECONDS, REPLY_SECONDS, fetch
+from raylingvo.actors.outbox import Announcement, Outbox, Snapshot, Version
+from raylingvo.actors.store_actor import StoreActor
 from raylingvo.data.paths import data_root
 
 # Actors import this module before they know on which device they are to work: it must not import JAX.
 if TYPE_CHECKING:
-    from raylingvo.actors.outbox import Snapshot
     from raylingvo.actors.reader import Arrival
     from raylingvo.actors.trainer import Trainer
-    from raylingvo.experiment import Experiment, Policy, RoleResources
-
-# A long poll returns empty-handed after this long, so that nobody waits for ever for an actor that is gone.
-POLL_SECONDS = 20.0
-REPLY_SECONDS = 60.0  # how long a role waits for another's answer before it gives up
-PAYLOAD_SECONDS = 1800.0  # and for weights, which may have to cross a network
-
-
-def fetch(ref: Any, timeout: float = REPLY_SECONDS) -> Any:
-    """What another role answered, waited for at most `timeout` seconds."""
-    return ray.get(ref, timeout=timeout)
+    from raylingvo.experiment import Experiment, RoleResources
 
 
 class Job:
@@ -74,111 +65,6 @@ def _platform(resources: RoleResources) -> dict[str, str]:
     return {}
 
 
-class StoreActor:
-    """The SnapshotStore: holds references to snapshots it owns, wakes those who wait."""
-
-    def __init__(self, run: str, max_bytes: int, max_count: int):
-        self._run = run
-        self._spill = SpillFolder()
-        self._store = SnapshotStore(max_bytes, max_count, delete=self._spill.delete)
-        self._spilling = asyncio.Lock()
-        self._changed = asyncio.Condition()
-        self._results: list[dict[str, Any]] = []
-        self._failure: Exception | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def __repr__(self) -> str:
-        return f"SnapshotStore({self._run})"
-
-    async def register(self, name: str, policy: Policy, done: Sequence[int]) -> None:
-        self._store.register(name, policy, done)
-        await self._wake()
-
-    async def unregister(self, name: str) -> None:
-        self._store.unregister(name)
-
-    async def announce(self, trainer: Any, step: int, time: float, nbytes: int, rest_nbytes: int | None) -> None:
-        """The Trainer has a snapshot of `step`: pulls it. Readers are woken at once and wait for the object itself."""
-        weights, rest, whole = trainer.snapshot.options(num_returns=3).remote(step)
-        state = None if rest_nbytes is None else [rest]
-        self._store.add(step, [weights], nbytes, time, state=state, state_nbytes=rest_nbytes or 0)
-        await self._wake()
-        task = asyncio.create_task(self._settle(trainer, step, whole))
-        self._tasks.add(task)  # asyncio itself keeps only weak references
-        task.add_done_callback(self._tasks.discard)
-
-    async def _settle(self, trainer: Any, step: int, whole: Any) -> None:
-        try:
-            await whole
-            trainer.release.remote(step)
-            self._store.arrived(step)
-            async with self._spilling:  # one at a time, or two would move the same
-                for entry in self._store.overflow():
-                    path = await asyncio.to_thread(self._spill_payload, entry.step, entry.payload)
-                    self._store.moved(entry.step, path, on_disk=True)
-        except RayActorError:  # the Trainer died before it had handed the snapshot over
-            self._store.lost(step)
-        except Exception as error:  # a full disk or object store: nobody awaits this task, so `results` raises it
-            self._failure = error
-        await self._wake()
-
-    def _spill_payload(self, step: int, payload: list[Any]) -> Path:
-        return self._spill.write(step, fetch(payload[0], PAYLOAD_SECONDS))
-
-    async def lost(self, step: int) -> None:
-        self._store.lost(step)
-
-    async def take(self, name: str) -> dict[str, Any]:
-        """Long poll of a reader: {"step", "time", "weights": [ref]}, or {"end": bool}."""
-        entry = None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(POLL_SECONDS), self._changed:
-                await self._changed.wait_for(lambda: self._store.has_work(name) or self._store.finished(name))
-                entry = self._store.take(name)
-        if entry is None:
-            return {"end": self._store.finished(name)}
-        if entry.on_disk:
-            async with self._spilling:
-                if entry.on_disk:  # another reader may have had it brought back meanwhile
-                    arrays = await asyncio.to_thread(self._spill.read, entry.payload)
-                    self._store.moved(entry.step, [ray.put(arrays)], on_disk=False)
-        return {"step": entry.step, "time": entry.time, "weights": entry.payload}
-
-    async def done(self, name: str, step: int, metrics: dict[str, float]) -> None:
-        self._store.done(name, step)
-        self._results.append({"reader": name, "step": step, "metrics": metrics})
-        await self._wake()
-
-    async def results(self, seen: int) -> list[dict[str, Any]]:
-        """Long poll of the driver: the results after the first `seen`. Raises what went wrong in the background."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(POLL_SECONDS), self._changed:
-                await self._changed.wait_for(lambda: len(self._results) > seen or self._failure)
-        if self._failure is not None:
-            raise self._failure
-        return self._results[seen:]
-
-    async def newest_state(self) -> dict[str, Any] | None:
-        newest = self._store.newest_state()
-        return newest and {"step": newest[0], "weights": newest[1][0], "rest": newest[1][1]}
-
-    async def close(self, last_step: int) -> None:
-        """No snapshot will follow that of `last_step`."""
-        self._store.close(last_step)
-        await self._wake()
-
-    async def status(self) -> dict[str, Any]:
-        return self._store.status()
-
-    async def shutdown(self) -> None:
-        """Removes what lies on disk; to be called before the actor is killed, which runs no clean-up."""
-        self._spill.close()
-
-    async def _wake(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
-
-
 class TrainerActor:
     """The Trainer. `run` occupies one thread; the other methods are answered by others meanwhile."""
 
@@ -189,21 +75,36 @@ class TrainerActor:
         # A request comes before there is a Trainer, or after: never in between, where an older one would follow it.
         self._requests = threading.Lock()
         self._trainer: Trainer | None = None
+        self._outbox = Outbox()
         self._stop_request: bool | None = None  # whether the run will be resumed
+        self._preempted = False
         self._rate_factor: float | None = None
+        # Ray calls this in the main thread. What it would do itself is to end the process.
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see run.py, _blocked
 
     def __repr__(self) -> str:
         return f"Trainer({self._job.run})"
 
-    def run(self) -> dict[str, Any]:
-        """Trains; returns what Trainer.run does, and its last status.
+    def _on_sigterm(self, _number: int, _frame: Any) -> None:
+        """The machine is being taken away: what can be saved in the time that is left is a checkpoint."""
+        self._preempted = True
+        self.stop(resumable=True)
 
-        What fails in here, the import of the user's modules too, is the run's failure and not the death of a role.
+    def run(self) -> dict[str, Any]:
+        """Trains; returns what Trainer.run does, its last status, and whether it was SIGTERM that ended it.
+
+        By then the store has all snapshots. What fails in here, the import of the user's modules too, is the run's
+        failure and not the death of a role.
         """
+        with crashes.recorded(Path(self._job.logdir), crashes.TRAINER):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         experiment = self._job.enter(self._platform)
         from raylingvo.actors.trainer import Trainer
 
-        trainer = Trainer(experiment, Path(self._job.logdir), _Publisher(self._store))
+        trainer = Trainer(experiment, Path(self._job.logdir), _Publisher(self._store), self._outbox)
         with self._requests:
             self._trainer = trainer
             if self._stop_request is not None:
@@ -211,10 +112,11 @@ class TrainerActor:
             if self._rate_factor is not None:
                 trainer.scale_rate(self._rate_factor)
         result = trainer.run()
-        return {**result, "status": trainer.status()}
+        self._outbox.wait_handed_over(PAYLOAD_SECONDS)
+        return {**result, "status": trainer.status(), "preempted": self._preempted}
 
-    def status(self) -> dict[str, Any] | None:
-        return self._trainer and self._trainer.status()
+    def status(self, seen: int = 0) -> dict[str, Any] | None:
+        return self._trainer and self._trainer.status(seen)
 
     def stop(self, resumable: bool) -> None:
         with self._requests:
@@ -229,15 +131,33 @@ class TrainerActor:
                 self._trainer.scale_rate(factor)
 
     def snapshot(self, step: int) -> tuple[Any, Any, bool]:
-        """(weights, rest or None, True). The last, being small, tells its owner that all of them are there."""
-        assert self._trainer is not None  # it has announced the step
-        snapshot = self._trainer.snapshot(step)
+        """(weights, rest or None, True), or (None, None, False) if the snapshot is not here any more.
+
+        The last, being small, tells its owner that all of them are there.
+        """
+        try:
+            snapshot = self._outbox.get(step)
+        except KeyError:
+            return None, None, False
         rest = None if snapshot.rest is None else (snapshot.rest, snapshot.position)
         return snapshot.weights, rest, True
 
-    def release(self, step: int) -> None:
-        assert self._trainer is not None
-        self._trainer.release(step)
+    def handed_over(self, version: Version, announcement: Announcement, refs: list[Any]) -> None:
+        """The store owns a snapshot. What its references [weights, rest or None] lead to is memory of this machine."""
+        try:
+            weights, rest = (ref and fetch(ref, PAYLOAD_SECONDS) for ref in refs)
+        except RayError:
+            return  # the store died; the next one pulls our own copy
+        copied = Snapshot(weights, *(rest or (None, None)))
+        self._outbox.handed_over(version, Announcement(*announcement), copied)
+
+    def keep(self, version: Version, steps: list[int], states: list[int]) -> None:
+        """Which of the snapshots that it has the store still needs, and which whole."""
+        self._outbox.keep(version, steps, states)
+
+    def announcements(self) -> list[Announcement]:
+        """What a store that has lost its memory can pull again."""
+        return self._outbox.announcements()
 
 
 class _Publisher:
@@ -247,19 +167,17 @@ class _Publisher:
         self._store = store
         self._me = ray.get_runtime_context().current_actor
 
-    def announce(self, step: int, *, time: float, nbytes: int, rest_nbytes: int | None) -> None:
-        self._store.announce.remote(self._me, step, time, nbytes, rest_nbytes)  # nobody waits for the answer
+    def announce(self, announcement: Announcement) -> None:
+        self._store.announce.remote(self._me, announcement)  # nobody waits for the answer
 
     def newest_state(self) -> tuple[int, Snapshot] | None:
-        from raylingvo.actors.outbox import Snapshot
-
         while (newest := fetch(self._store.newest_state.remote())) is not None:
             try:
                 weights, (rest, position) = fetch([newest["weights"][0], newest["rest"][0]], PAYLOAD_SECONDS)
             except GetTimeoutError:
                 raise
             except RayError:  # the machine that held it is gone
-                fetch(self._store.lost.remote(newest["step"]))
+                fetch(self._store.lost.remote(newest["life"], newest["step"]))
                 continue
             return newest["step"], Snapshot(weights, rest, position)
         return None
@@ -309,8 +227,8 @@ class _Feed:
                 continue
             try:
                 weights = fetch(reply["weights"][0], PAYLOAD_SECONDS)
-            except (RayActorError, ObjectLostError):  # the Trainer died before it had handed them over
-                fetch(self._store.lost.remote(reply["step"]))
+            except (RayActorError, ObjectLostError):  # the Trainer died before it had handed them over, or the store
+                fetch(self._store.lost.remote(reply["life"], reply["step"]))
                 continue
             return Arrival(reply["step"], reply["time"], weights)
 
@@ -319,9 +237,9 @@ class _Feed:
 
 
 def start_store(run: str, *, max_bytes: int, max_count: int) -> Any:
-    """Starts the SnapshotStore of a run."""
-    options = {"num_cpus": 0, "max_concurrency": 1000}
-    return ray.remote(StoreActor).options(**options).remote(run, max_bytes, max_count)
+    """Starts the SnapshotStore of a run. Ray does so again whenever it dies, and repeats the calls to it."""
+    options = {"num_cpus": 0, "max_concurrency": 1000, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(StoreActor).options(**options).remote(run, uuid.uuid4().hex, max_bytes, max_count)
 
 
 def start_trainer(job: Job, resources: RoleResources, store: Any) -> Any:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import dataclasses
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from raylingvo.actors import memory, priorities, remote
+from raylingvo.actors import remote
+from raylingvo.actors.cluster import STOP_SIGNALS, Cluster, connected
 from raylingvo.actors.logdir import Logdir
 from raylingvo.actors.supervisor import Supervisor
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Experiment
 from raylingvo.monitor.live import View, open_view
 from raylingvo.monitor.metrics_log import read_metrics
-
-_WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class RunFailed(RuntimeError):
@@ -35,6 +34,15 @@ class RunFailed(RuntimeError):
         self.trace = trace
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Detached:
+    """What a run is told by its driver if that is an actor (driver.py)."""
+
+    run: str  # its id, if it is not there yet; who looks for it knows it by this
+    cluster: Cluster  # that the actor is in
+    begun: Callable[[], None]  # called when the request has proved right, and run.json says `running`
+
+
 def run(
     experiment: Experiment,
     logdir: str | os.PathLike[str],
@@ -42,6 +50,8 @@ def run(
     address: str | None = None,
     view: View | None = None,
     started: float | None = None,
+    stop_request: Callable[[], str | None] | None = None,
+    detached: Detached | None = None,
 ) -> dict[str, Any]:
     """Runs an experiment in a logdir to its end, or goes on with it there; returns what `run --json` prints.
 
@@ -49,30 +59,34 @@ def run(
     uses the one this process has initialised. Ctrl-C and SIGTERM finish the step, write a checkpoint and return with
     status "interrupted"; a second one raises KeyboardInterrupt.
     started: Unix seconds from which `first_step_seconds` counts; now if None.
+    stop_request: asked about once a second, and instead of signals, for the reason to stop as the first one does.
     Raises RequestError before anything starts if the request is wrong, RunFailed if a role failed for good.
     """
     started = time.time() if started is None else started
     for name in dict.fromkeys([experiment.train.dataset, *experiment.eval, *experiment.decode]):
         experiment.datasets[name].check()
-    with contextlib.closing(Logdir(Path(logdir), experiment)) as home:
+    with contextlib.closing(Logdir(Path(logdir), experiment, detached and detached.run)) as home:
         if home.info["status"] == "finished":
             return home.info["result"]
         given = home.experiment_for_roles()
         with (
-            _cluster(address) as (dashboard, own),
-            _signals() as stop_request,
+            contextlib.nullcontext(detached.cluster) if detached else connected(address) as cluster,
+            contextlib.nullcontext(stop_request) if stop_request else _signals() as asked_to_stop,
             view or open_view() as shown,
         ):
-            _check_resources(experiment, address)
-            if ray.cluster_resources().get("GPU") and not experiment.resources.trainer.num_gpus:
-                shown.event("there are GPUs that no role asks for: --set resources.trainer.num_gpus=1")
+            if not cluster.may_grow:
+                _check_resources(experiment)
             warm_start = given.train.warm_start
             source = warm_start and {"logdir": warm_start.logdir, "checkpoint": warm_start.checkpoint}
-            home.begin(list(sys.argv), dashboard=dashboard, warm_start=source)
-            job = remote.Job(home.info["id"], given, home.path, own_cluster=own)
-            supervisor = Supervisor(experiment, job, home.path, shown, dashboard)
+            home.begin(list(sys.argv), dashboard=cluster.dashboard, warm_start=source)
             try:
-                ending, reason = supervisor.wait(stop_request)
+                if detached:
+                    detached.begun()
+                if ray.cluster_resources().get("GPU") and not experiment.resources.trainer.num_gpus:
+                    shown.event("there are GPUs that no role asks for: --set resources.trainer.num_gpus=1")
+                job = remote.Job(home.info["id"], given, home.path, own_cluster=cluster.own)
+                supervisor = Supervisor(experiment, job, home.path, shown, cluster.dashboard)
+                ending, reason = supervisor.wait(asked_to_stop)
             except BaseException as error:
                 status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
                 home.update(status=status, ended=time.time(), stop_reason=f"{type(error).__name__}: {error}")
@@ -115,53 +129,6 @@ def _last_metrics(directory: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _cluster(address: str | None) -> Iterator[tuple[str | None, bool]]:
-    """Ray, as asked for: the cluster at `address`, the one this process is connected to, or one of our own.
-
-    Yields (address of the dashboard if it is to be told, whether it is one of our own).
-    """
-    if ray.is_initialized():
-        if address is not None:
-            raise RequestError(f"--address {address}: this process is connected to a Ray cluster already")
-        yield None, False  # whoever initialised it has been told the dashboard's address
-        return
-    # No reports to anybody unless the user has asked for them.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # An actor without GPUs keeps its CUDA_VISIBLE_DEVICES (it runs on the CPU anyway); this also silences a warning.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray would run all actors at niceness 15. Training is what the machine is there for; the others step back.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    try:
-        # "local" and not the default: never join somebody else's cluster by accident.
-        with _blocked(_WATCHED), memory.kept():
-            context = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if address is None:
-            raise
-        raise RequestError(f"--address {address}: {str(error).strip().splitlines()[0]}") from error
-    if address is None:
-        priorities.let_ray_step_back()
-    try:
-        yield context.dashboard_url, address in (None, "local")
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
-    """Blocks signals for this thread and, for ever, for the processes and threads it starts meanwhile.
-
-    A terminal, `timeout` and batch systems signal the whole process group. Ray's processes are to outlive that: they
-    end when this one has written its checkpoint, or by the kernel when it dies. (Ray does so for SIGINT only.)
-    """
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-@contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], str | None]]:
     """While this is open, the first SIGINT, SIGTERM or SIGHUP is only noted; the second raises KeyboardInterrupt."""
     received: list[str] = []
@@ -171,8 +138,8 @@ def _signals() -> Iterator[Callable[[], str | None]]:
             raise KeyboardInterrupt(f"{signal.Signals(number).name} after {received[0]}")
         received.append(signal.Signals(number).name)
 
-    # Only the main thread may; the owner of another will stop us in another way.
-    watched = _WATCHED if threading.current_thread() is threading.main_thread() else ()
+    # Only the main thread may; the owner of another has `stop_request`.
+    watched = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()
     # After ray.init, which sets a handler of its own for SIGTERM.
     previous = {number: signal.signal(number, note) for number in watched}
     try:
@@ -182,10 +149,8 @@ def _signals() -> Iterator[Callable[[], str | None]]:
             signal.signal(number, handler)
 
 
-def _check_resources(experiment: Experiment, address: str | None) -> None:
-    """Raises RequestError if this machine can never hold all roles at once (a cluster may grow)."""
-    if address is not None:
-        return
+def _check_resources(experiment: Experiment) -> None:
+    """Raises RequestError if what the cluster has can never hold all roles at once."""
     have = ray.cluster_resources()
     wanted: dict[str, float] = {}
     shares = [

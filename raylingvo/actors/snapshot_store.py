@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # the store's process needs no JAX
 
 @dataclasses.dataclass
 class Entry:
-    """The weights of one step. `payload` is whatever leads to them: references in memory, or a place on disk.
+    """The weights of one step. `payload` is whatever leads to them in memory, `place` to those on disk: one, or both.
 
     `state` leads to the rest of the train state, if it was taken. Readers may have an entry before it is `whole`: they
     wait for the object itself. Nobody resumes from it before.
@@ -25,8 +25,12 @@ class Entry:
     state: Any = None
     state_nbytes: int = 0
     whole: bool = False
-    on_disk: bool = False
+    place: Any = None
     pinned_by: set[str] = dataclasses.field(default_factory=set)
+
+    @property
+    def in_memory(self) -> bool:
+        return self.payload is not None
 
 
 @dataclasses.dataclass
@@ -34,10 +38,8 @@ class Reader:
     """An Evaler or Decoder as the store knows it."""
 
     policy: Policy
-    done: set[int]  # steps it has finished, in this run or an earlier one of the same logdir
+    done: set[int]  # steps it has finished, in this run or an earlier one of the same logdir, or is not to work on
     working_on: int | None = None
-    skipped: int = 0
-    finished_here: int = 0
 
     @property
     def last_done(self) -> int:
@@ -53,7 +55,7 @@ class SnapshotStore:
     """
 
     def __init__(self, max_bytes: int, max_count: int, delete: Callable[[Any], None] = lambda payload: None):
-        """delete: called with the payload of an entry on disk that nobody will read any more."""
+        """delete: called with the place on disk of an entry that nobody will read any more."""
         self._delete = delete
         self.max_bytes = max_bytes
         self.max_count = max_count
@@ -64,9 +66,20 @@ class SnapshotStore:
         self._state: Entry | None = None
 
     def register(self, name: str, policy: Policy, done: Iterable[int] = ()) -> None:
-        """Adds a reader that has finished the steps `done`, or welcomes it again after it died: its pin is undone."""
-        reader = self._readers.setdefault(name, Reader(policy, set(done)))
+        """Adds a reader that has finished the steps `done`."""
+        self._readers[name] = Reader(policy, set(done))
+
+    def died(self, name: str) -> int | None:
+        """Reader `name` died, and will come back: its pin is undone. The step that it was working on."""
+        reader = self._readers[name]
+        step = reader.working_on
         self._unpin(name, reader)
+        return step
+
+    def set_aside(self, name: str, step: int) -> None:
+        """Reader `name` is not to work on `step`."""
+        self._readers[name].done.add(step)
+        self._drop_unneeded()
 
     def unregister(self, name: str) -> None:
         """Reader `name` will not come back: nothing is kept for it."""
@@ -81,10 +94,14 @@ class SnapshotStore:
         entry = Entry(step, payload, nbytes, time, state, state_nbytes)
         if (previous := self._entries.get(step)) is not None:
             entry.pinned_by = previous.pinned_by
-            if previous.on_disk:
-                self._delete(previous.payload)
+            self._delete_place(previous)
         self._entries[step] = entry
         self._drop_unneeded()
+
+    def add_from_disk(self, step: int, place: Any, nbytes: int, time: float) -> None:
+        """A snapshot that an earlier store has left on disk."""
+        self._published.add(step)
+        self._entries[step] = Entry(step, None, nbytes, time, whole=True, place=place)
 
     def arrived(self, step: int) -> None:
         """The snapshot of `step` is whole: from now on it does not need the Trainer any more."""
@@ -97,7 +114,8 @@ class SnapshotStore:
 
     def lost(self, step: int) -> None:
         """The payload of `step` turned out to be unreadable: its owner died before it was complete."""
-        self._entries.pop(step, None)
+        if (entry := self._entries.pop(step, None)) is not None:
+            self._delete_place(entry)
         if self._state is not None and self._state.step == step:
             self._state = None
         for reader in self._readers.values():
@@ -119,11 +137,7 @@ class SnapshotStore:
     def done(self, name: str, step: int) -> None:
         """Reader `name` has finished `step` and recorded its result."""
         reader = self._readers[name]
-        if reader.policy == "latest":
-            # Not when it takes one: a reader that dies takes another instead.
-            reader.skipped += sum(reader.last_done < other < step for other in self._published)
         reader.done.add(step)
-        reader.finished_here += 1
         self._unpin(name, reader)
         self._drop_unneeded()
 
@@ -153,7 +167,7 @@ class SnapshotStore:
 
     def overflow(self) -> list[Entry]:
         """What must move to disk to respect the budget, oldest first: waited for, but neither pinned nor newest."""
-        kept = [entry for _, entry in sorted(self._entries.items()) if not entry.on_disk]
+        kept = [entry for _, entry in sorted(self._entries.items()) if entry.in_memory]
         stays = {kept[-1].step, self._newest_whole()} if kept else set()
         nbytes = self.nbytes
         moved = []
@@ -165,16 +179,33 @@ class SnapshotStore:
                 nbytes -= entry.nbytes
         return moved
 
-    def moved(self, step: int, payload: Any, *, on_disk: bool) -> None:
-        """The weights of `step` are now at `payload`."""
-        if step in self._entries:
-            self._entries[step].payload = payload
-            self._entries[step].on_disk = on_disk
+    def moved_out(self, step: int, place: Any) -> None:
+        """The weights of `step` are at `place` on disk, and no longer in memory."""
+        if (entry := self._entries.get(step)) is not None:
+            entry.payload, entry.place = None, place
+        else:
+            self._delete(place)
+
+    def moved_in(self, step: int, payload: Any) -> None:
+        """The weights of `step` are in memory again; what is on disk stays until they are not needed any more."""
+        if (entry := self._entries.get(step)) is not None:
+            entry.payload = payload
+
+    def needed(self) -> tuple[list[int], list[int]]:
+        """What memory alone has: (the steps whose weights are not on disk, those whose whole train state is wanted)."""
+        # The newest whole one, and those on their way.
+        states = {step for step, entry in self._entries.items() if entry.state is not None}
+        states |= {self._state.step} if self._state is not None else set()
+        return sorted(states | {step for step, entry in self._entries.items() if entry.place is None}), sorted(states)
+
+    def get(self, step: int) -> Entry | None:
+        """The entry of `step`, if there is one."""
+        return self._entries.get(step)
 
     @property
     def nbytes(self) -> int:
         """Bytes held in memory."""
-        weights = {entry.step: entry.nbytes for entry in self._entries.values() if not entry.on_disk}
+        weights = {entry.step: entry.nbytes for entry in self._entries.values() if entry.in_memory}
         states = {entry.step: entry.state_nbytes for entry in self._entries.values()}
         if self._state is not None:
             weights[self._state.step] = self._state.nbytes
@@ -184,14 +215,14 @@ class SnapshotStore:
     def status(self) -> dict[str, Any]:
         """Counts for the live table: of the store, and of each reader."""
         return {
-            "held": sum(not entry.on_disk for entry in self._entries.values()),
-            "on_disk": sum(entry.on_disk for entry in self._entries.values()),
+            "held": sum(entry.in_memory and entry.whole for entry in self._entries.values()),
+            "on_disk": sum(not entry.in_memory for entry in self._entries.values()),
             "bytes": self.nbytes,
+            "state_step": self._state and self._state.step,
             "readers": {
                 name: {
                     "working_on": reader.working_on,
-                    "done": reader.finished_here,
-                    "skipped": reader.skipped,
+                    "skipped": self._skipped(reader),
                     "waiting": sum(self._waits_for(reader, entry) for entry in self._entries.values()),
                 }
                 for name, reader in self._readers.items()
@@ -210,6 +241,12 @@ class SnapshotStore:
     def _waits_for(self, reader: Reader, entry: Entry) -> bool:
         return reader.policy == "every" and entry.step not in reader.done
 
+    def _skipped(self, reader: Reader) -> int:
+        """How many were published before the last that it has finished, and are not its."""
+        if reader.policy != "latest":
+            return 0
+        return sum(step < reader.last_done and step not in reader.done for step in self._published)
+
     def _unpin(self, name: str, reader: Reader) -> None:
         if reader.working_on in self._entries:
             self._entries[reader.working_on].pinned_by.discard(name)
@@ -221,8 +258,11 @@ class SnapshotStore:
             waited_for = any(self._waits_for(reader, entry) for reader in self._readers.values())
             if step not in stays and entry.whole and not entry.pinned_by and not waited_for:
                 del self._entries[step]
-                if entry.on_disk:
-                    self._delete(entry.payload)
+                self._delete_place(entry)
+
+    def _delete_place(self, entry: Entry) -> None:
+        if entry.place is not None:
+            self._delete(entry.place)
 
     def _newest_whole(self) -> int | None:
         return max((step for step, entry in self._entries.items() if entry.whole), default=None)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 from rich.text import Text
 
-from raylingvo.actors import remote
+from raylingvo.actors import crashes, remote
+from raylingvo.actors.calls import fetch
 from raylingvo.actors.reader_role import ReaderRole, reader_roles
-from raylingvo.errors import RequestError
-from raylingvo.experiment import Experiment
+from raylingvo.actors.recovery import Failure, Recovery
+from raylingvo.errors import RequestError, TrainingFailed
+from raylingvo.experiment import Experiment, Policy
 from raylingvo.monitor.live import View
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.monitor.status import Status, TrainerStatus
@@ -40,11 +42,17 @@ class Supervisor:
         self._trainer_status: dict[str, Any] = {"state": "starting", "step": 0}
         self._store_status: dict[str, Any] = {}
         self._trained: dict[str, Any] | None = None
-        self._restarts = 0
-        self._num_results = 0
+        self._recovery = Recovery(experiment.train.max_restarts)
+        self._preemptions = 0
+        self._num_events = 0  # of the Trainer's that have been shown
+        self._store_life: float | None = None
+        self._store_restarts = 0
+        self._num_results = 0  # of this life of the store
+        self._later: list[tuple[float, Callable[[], None]]] = []  # restarts, and when they are due
         self._asked_to_stop: str | None = None
         self._resumable = False
         self._rate_factor = 1.0  # what the Trainer has been told
+        self._stop_request: Callable[[], str | None] = lambda: None
         self._trainer: Any = None
         self._trainer_is_lost = False
         self._last_tick = self._started
@@ -61,9 +69,10 @@ class Supervisor:
 
         Raises RequestError if a role finds the request wrong (corrupt data, say).
         """
+        self._stop_request = stop_request
         try:
             if self._start():
-                self._watch_over(stop_request)
+                self._watch_over()
             return self._ending()
         finally:
             self._show()
@@ -72,35 +81,47 @@ class Supervisor:
     def _start(self) -> bool:
         """Starts store and Trainer. False, and a failure recorded, if the store cannot be reached."""
         self._new_trainer()  # its process starts while the store's does
-        registered = [self._register(role) for role in self._roles.values()]
+        for role in self._roles.values():
+            role.recorded_before = {*self._recorded(role)}
         try:
-            # All of them before the first snapshot: one of policy `every` must not miss it.
-            for ref in registered:
-                remote.fetch(ref)
+            # With all readers before the first snapshot: one of policy `every` must not miss it.
+            fetch(self._store.open.remote(self._readers()))
         except RayError as error:
             self._record_failure("the SnapshotStore did not start", error)
             return False
         self._run_trainer()
-        self._watch(self._store.results.remote(0), self._on_results)
+        self._ask_for_results()
         self._follow_metrics()  # an earlier run in this logdir may have come to a decision, and died
         return True
 
-    def _watch_over(self, stop_request: Callable[[], str | None]) -> None:
+    def _watch_over(self) -> None:
         while not self._over():
             ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=TICK_SECONDS)
             for ref in ready:
                 self._pending.pop(ref)(ref)
-            if (reason := stop_request()) is not None:
-                self._stop(reason, resumable=True)
+            self._heed_stop_request()
+            self._do_what_is_due()
             self._tick()
         self._last_news()
+
+    def _heed_stop_request(self) -> None:
+        if (reason := self._stop_request()) is not None:
+            self._stop(reason, resumable=True)
+
+    def _do_what_is_due(self) -> None:
+        now = time.monotonic()
+        # A run that is to stop needs its Trainer for that, and waits no longer.
+        due = [act for when, act in self._later if when <= now or self._asked_to_stop]
+        self._later = [(when, act) for when, act in self._later if act not in due]
+        for act in due:
+            act()
 
     def _kill_roles(self) -> None:
         for actor in (self._trainer, *(role.actor for role in self._roles.values())):
             if actor is not None:
                 ray.kill(actor)
         with contextlib.suppress(RayError):  # it may be what failed
-            remote.fetch(self._store.shutdown.remote())
+            fetch(self._store.shutdown.remote())
         ray.kill(self._store)
 
     @property
@@ -112,36 +133,80 @@ class Supervisor:
 
     def _new_trainer(self) -> None:
         self._trainer = remote.start_trainer(self._job, self._experiment.resources.trainer, self._store)
+        self._num_events = 0
 
     def _run_trainer(self) -> None:
         self._watch(self._trainer.run.remote(), self._on_trainer_end)
 
     def _on_trainer_end(self, ref: ray.ObjectRef) -> None:
         try:
-            trained = remote.fetch(ref)
+            trained = fetch(ref)
         except RayTaskError as error:
-            self._trainer_failed("the Trainer failed", error)
+            self._on_trainer_error(error)
         except RayError as error:  # killed: by hand, by the system, for its memory, with its machine
-            if self._restarts >= self._experiment.train.max_restarts:
-                self._trainer_failed(f"the Trainer died {self._restarts + 1} times", error)
-                return
-            self._restarts += 1
-            self._view.event(f"the Trainer died; started again ({self._restarts}): {_line(error)}")
-            self._new_trainer()
-            self._trainer.scale_rate.remote(self._rate_factor)
-            if self._asked_to_stop:
-                self._trainer.stop.remote(self._resumable)
-            self._run_trainer()
+            crash = crashes.read(self._logdir, crashes.TRAINER)
+            failure = Failure(self._safe_step(), crash) if crash else None
+            self._restart_trainer("died", crash or _line(error), error, failure)
         else:
             self._note_trainer_status(trained.pop("status"))
+            self._heed_stop_request()  # a signal to the whole process group reaches the Trainer first
+            unfinished = trained["step"] < self._experiment.train.max_steps
+            if trained.pop("preempted") and unfinished and not self._asked_to_stop:
+                self._on_preemption(trained["step"])
+                return
             self._trained = trained
             self._store.close.remote(trained["step"])
             if not self._resumable:
                 self._start_roles()
 
+    def _on_trainer_error(self, error: RayTaskError) -> None:
+        """It lives, and can tell how far it came."""
+        try:
+            status = fetch(self._trainer.status.remote(self._num_events))
+        except RayError:  # not any more
+            status = None
+        if status is not None:
+            self._note_trainer_status(status)
+        # What goes wrong before the first step is not bad luck.
+        if isinstance(error.cause, RequestError | TrainingFailed) or self.first_step_time is None:
+            self._trainer_failed("the Trainer failed", _line(_cause(error)), error)
+            return
+        failure = Failure(self._trainer_status["step"], _line(error.cause or error))
+        ray.kill(self._trainer)
+        self._restart_trainer(f"failed at step {failure.step}", failure.error, error, failure)
+
+    def _restart_trainer(self, what: str, why: str, error: RayError, failure: Failure | None) -> None:
+        delay = self._recovery.delay(self._safe_step(), failure)
+        if delay is None:
+            twice = failure is not None and self._recovery.restarts
+            self._trainer_failed(f"the Trainer {what}{' again' if twice else ''}", why, error)
+            return
+        self._view.event(f"the Trainer {what}; started again ({self._recovery.restarts}){_in(delay)}: {why}")
+        self._trainer_status["state"] = "starting"
+        self._trainer = None
+        self._later.append((time.monotonic() + delay, self._start_trainer_again))
+
+    def _on_preemption(self, step: int) -> None:
+        self._preemptions += 1
+        self._view.event(f"the Trainer was told to go (SIGTERM), and has saved step {step}; started again")
+        ray.kill(self._trainer)
+        self._start_trainer_again()
+
+    def _start_trainer_again(self) -> None:
+        self._new_trainer()
+        self._store.welcome.remote(self._trainer)
+        self._trainer.scale_rate.remote(self._rate_factor)
+        if self._asked_to_stop:
+            self._trainer.stop.remote(self._resumable)
+        self._run_trainer()
+
+    def _safe_step(self) -> int:
+        """What a Trainer would go on from, as far as is known."""
+        return max(self._store_status.get("state_step") or 0, *checkpoints.steps(self._logdir), 0)
+
     def _on_trainer_status(self, ref: ray.ObjectRef) -> None:
         try:
-            status = remote.fetch(ref)
+            status = fetch(ref)
         except RayError:
             return  # it died: _on_trainer_end deals with that
         if status is None or self._trained is not None:
@@ -151,8 +216,10 @@ class Supervisor:
             self._start_roles()
 
     def _note_trainer_status(self, status: dict[str, Any]) -> None:
-        for event in status.pop("events"):
+        seen, events = status.pop("events")
+        for event in events[self._num_events - seen :]:
             self._view.event(event)
+        self._num_events = max(self._num_events, seen + len(events))
         self._trainer_status = status
         self.first_step_time = self.first_step_time or status["first_step_time"]
 
@@ -161,62 +228,128 @@ class Supervisor:
         if self._asked_to_stop is None or (resumable and not self._resumable):
             self._asked_to_stop, self._resumable = reason, resumable
             self._view.event(f"stopping: {reason}")
-            self._trainer.stop.remote(resumable)
+            if self._trainer is not None:
+                self._trainer.stop.remote(resumable)
 
     # -- Evalers and Decoders ------------------------------------------------------------------------------------------
 
-    def _register(self, role: ReaderRole) -> ray.ObjectRef:
-        done = [record["step"] for record in read_metrics(self._logdir / role.folder)]
-        return self._store.register.remote(role.name, role.reading.policy, done)
+    def _readers(self) -> list[tuple[str, Policy, list[int]]]:
+        """For the store: each reader's name, policy, and the steps that are not to be given to it."""
+        return [
+            (role.name, role.reading.policy, [*self._recorded(role), *role.set_aside])
+            for role in self._roles.values()
+            if role.ended != "failed"
+        ]
+
+    def _recorded(self, role: ReaderRole) -> list[int]:
+        return [record["step"] for record in read_metrics(self._logdir / role.folder)]
 
     def _start_roles(self) -> None:
         for role in self._roles.values():
-            if role.actor is None and role.ended is None:
+            if role.actor is None and role.ended is None and not role.restarting:
                 self._start_role(role)
 
     def _start_role(self, role: ReaderRole) -> None:
+        role.restarting = False
         role.actor = remote.start_reader(role.kind, role.dataset, role.name, self._job, role.resources, self._store)
         self._watch(role.actor.run.remote(), lambda ref: self._on_role_end(role, ref))
 
     def _on_role_end(self, role: ReaderRole, ref: ray.ObjectRef) -> None:
         try:
-            remote.fetch(ref)
-        except RayTaskError as error:
-            self._lose(role, f"{role.name} failed", error)
+            fetch(ref)
         except RayError as error:
-            if role.restarts >= role.reading.max_restarts:
-                self._lose(role, f"{role.name} died {role.restarts + 1} times", error)
-                return
-            role.restarts += 1
-            self._view.event(f"{role.name} died; started again ({role.restarts}): {_line(error)}")
-            self._register(role)
-            self._start_role(role)
+            self._on_role_error(role, error)
         else:
             role.ended = "finished"
+
+    def _on_role_error(self, role: ReaderRole, error: RayError) -> None:
+        ray.kill(role.actor)
+        role.actor, role.restarting = None, True
+        self._watch(self._store.died.remote(role.name), lambda ref: self._on_role_died(role, error, ref))
+
+    def _on_role_died(self, role: ReaderRole, error: RayError, ref: ray.ObjectRef) -> None:
+        """The store has told which step it was working on."""
+        try:
+            step = fetch(ref)
+        except RayError:
+            return  # the store cannot be started again: _on_results deals with that
+        failed = isinstance(error, RayTaskError)  # else it was killed, as the Trainer may be
+        what = "failed" if failed else "died"
+        if failed and step is None and role.step is None:  # not bad luck
+            self._lose(role, f"{role.name} failed", error)
+            return
+        if step is not None and role.killed_by == step:
+            self._view.event(f"{role.name} {what} twice on the snapshot of step {step}, which is set aside")
+            role.set_aside.append(step)
+            self._store.set_aside.remote(role.name, step)
+        role.killed_by = step
+        delay = role.recovery.delay(-1 if role.step is None else role.step)
+        if delay is None:
+            self._lose(role, f"{role.name} {what} {role.recovery.restarts + 1} times", error)
+            return
+        count = role.recovery.restarts
+        self._view.event(f"{role.name} {what}; started again ({count}){_in(delay)}: {_line(_cause(error))}")
+        self._later.append((time.monotonic() + delay, lambda: self._start_role(role)))
 
     def _lose(self, role: ReaderRole, what: str, error: RayError) -> None:
         """Training goes on without this role; the run will have failed."""
         role.ended = "failed"
         self._store.unregister.remote(role.name)
-        if role.step is None and not role.restarts:
+        if role.step is None and not role.recovery.restarts:
             _raise_if_request_error(error)  # it has never worked: better to say so now than when training is over
         self._record_failure(f"{what}; training goes on without it", error)
 
+    def _ask_for_results(self) -> None:
+        self._watch(self._store.results.remote(self._store_life, self._num_results), self._on_results)
+
     def _on_results(self, ref: ray.ObjectRef) -> None:
         try:
-            results = remote.fetch(ref)
+            life, results = fetch(ref)
         except RayError as error:
             self._record_failure("the SnapshotStore failed", error)
             self._stop("the SnapshotStore failed", resumable=True)
             return
+        if life != self._store_life:
+            if self._store_life is not None:
+                self._on_new_store()
+            self._store_life, self._num_results = life, 0
         self._num_results += len(results)
-        self._watch(self._store.results.remote(self._num_results), self._on_results)
+        self._ask_for_results()
+        self._take(results)
+
+    def _take(self, results: Iterable[Mapping[str, Any]]) -> None:
         for result in results:
             role = self._roles[result["reader"]]
             role.step, role.metrics = result["step"], result["metrics"]
-            role.lag_steps = max(0, self._trainer_status["step"] - role.step)
+            role.done.add(result["step"])
+            role.lag_steps = max(0, self._trainer_status["step"] - result["step"])
             self._show()
         self._follow_metrics()
+
+    def _on_new_store(self) -> None:
+        """Ray has started the store again: it knows nothing yet."""
+        self._store_restarts += 1
+        self._store_status = {}
+        self._show()
+        self._view.event(f"the SnapshotStore died; started again ({self._store_restarts})")
+        for role in self._roles.values():  # results that the dead one has not passed on
+            role.done = {*self._recorded(role)} - role.recorded_before
+        last_step = self._trained["step"] if self._trained else None
+        self._watch(self._store.open.remote(self._readers(), self._trainer, last_step), self._on_store_open)
+
+    def _on_store_open(self, ref: ray.ObjectRef) -> None:
+        try:
+            refilled = fetch(ref)
+        except RayError as error:
+            self._record_failure("the SnapshotStore failed", error)
+            return
+        if refilled:
+            self._view.event("the SnapshotStore has its snapshots again")
+            return
+        self._view.event("the SnapshotStore has lost its snapshots: the Trainer died at the same time")
+        if self._trained is not None and not self._resumable:  # a new one publishes the last step, which is on disk
+            self._trained = None
+            self._start_trainer_again()
 
     def _follow_metrics(self) -> None:
         """What evaluations have to say about the learning rate, and about the end."""
@@ -251,14 +384,14 @@ class Supervisor:
             return "interrupted", self._asked_to_stop or ""
         return "finished", self._asked_to_stop or f"reached max_steps {self._experiment.train.max_steps}"
 
-    def _trainer_failed(self, what: str, error: RayError) -> None:
+    def _trainer_failed(self, what: str, why: str, error: RayError) -> None:
         self._trainer_status["state"] = "failed"
         self._trainer_is_lost = True
         _raise_if_request_error(error)
-        self._record_failure(what, error)
+        self._record_failure(what, error, why)
 
-    def _record_failure(self, what: str, error: RayError) -> None:
-        message = f"{what}: {_line(getattr(error, 'cause', None) or error)}"
+    def _record_failure(self, what: str, error: RayError, why: str = "") -> None:
+        message = f"{what}: {why or _line(_cause(error))}"
         self._view.event(message)
         self.failures.append((message, _plain(str(error))))
 
@@ -268,8 +401,8 @@ class Supervisor:
         if now - self._last_tick < TICK_SECONDS:
             return
         self._last_tick = now
-        if self._trained is None and not self._asked(self._on_trainer_status):
-            self._watch(self._trainer.status.remote(), self._on_trainer_status)
+        if self._trained is None and self._trainer is not None and not self._asked(self._on_trainer_status):
+            self._watch(self._trainer.status.remote(self._num_events), self._on_trainer_status)
         if not self._asked(self._on_store_status):
             self._watch(self._store.status.remote(), self._on_store_status)
         self._show()
@@ -279,23 +412,23 @@ class Supervisor:
 
     def _on_store_status(self, ref: ray.ObjectRef) -> None:
         try:
-            self._store_status = remote.fetch(ref)
+            self._store_status = fetch(ref)
         except RayError:
             return  # it died: _on_results deals with that
 
     def _last_news(self) -> None:
         """What the store knows and has not been asked for since: the last evaluations, say."""
         try:
-            self._store_status = remote.fetch(self._store.status.remote())
-            if sum(reader["done"] for reader in self._store_status["readers"].values()) > self._num_results:
-                self._on_results(self._store.results.remote(self._num_results))
+            self._store_status = fetch(self._store.status.remote())
+            life, results = fetch(self._store.results.remote(None, 0))  # at once: all that there are
         except RayError:
-            return  # it died: _on_results has dealt with that
+            return  # it died for good: _on_results has dealt with that
+        self._take(results[self._num_results :] if life == self._store_life else results)
 
     def _show(self) -> None:
         trainer = {**_NO_TRAINER_STATUS, **self._trainer_status}
         trainer["max_steps"] = self._experiment.train.max_steps
-        trainer["restarts"] = self._restarts
+        trainer["restarts"], trainer["preemptions"] = self._recovery.restarts, self._preemptions
         if self._asked_to_stop and trainer["state"] == "training":
             trainer["state"] = "stopping"
         store = {key: self._store_status.get(key, 0) for key in ("held", "bytes", "on_disk")}
@@ -318,9 +451,18 @@ _NO_TRAINER_STATUS = dict.fromkeys(TrainerStatus.__annotations__) | {
 }
 
 
+def _in(delay: float) -> str:
+    return f" in {delay:g} s" if delay else ""
+
+
+def _cause(error: RayError) -> BaseException:
+    """What was raised in the role, if it was."""
+    return getattr(error, "cause", None) or error
+
+
 def _raise_if_request_error(error: RayError) -> None:
     """Raises the RequestError that a role raised, if that is what ended it."""
-    cause = getattr(error, "cause", None)
+    cause = _cause(error)
     if isinstance(cause, RequestError):
         raise cause from None
 

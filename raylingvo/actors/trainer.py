@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any, Protocol
 
 import jax
 
-from raylingvo.actors.outbox import Outbox, Snapshot
+from raylingvo.actors.outbox import Announcement, Outbox, Snapshot
 from raylingvo.actors.reporter import Reporter, StepClock
 from raylingvo.data.pipeline import TrainInput
-from raylingvo.errors import RequestError
+from raylingvo.errors import RequestError, TrainingFailed
 from raylingvo.experiment import Experiment
 from raylingvo.metrics.means import to_means
 from raylingvo.monitor.atomic import write_atomically
@@ -30,18 +29,11 @@ from raylingvo.training.warm_start import warm_started
 _POSITION = {"input", "reports", "rollbacks", "skipped_updates"}
 
 
-class TrainingFailed(RuntimeError):
-    """Training cannot go on, for example because it diverged. The message says why, and at which step."""
-
-
 class Publisher(Protocol):
     """What the Trainer needs of the SnapshotStore."""
 
-    def announce(self, step: int, *, time: float, nbytes: int, rest_nbytes: int | None) -> None:
-        """The snapshot of `step`, whose step ended at `time` (Unix seconds), can be pulled. Must not wait.
-
-        rest_nbytes: None if the snapshot has weights only.
-        """
+    def announce(self, announcement: Announcement) -> None:
+        """A snapshot is in the Trainer's outbox, and can be pulled. Must not wait."""
         ...
 
     def newest_state(self) -> tuple[int, Snapshot] | None:
@@ -52,10 +44,11 @@ class Publisher(Protocol):
 class Trainer:
     """Runs the train loop of an experiment in `logdir`, from its newest state if there is one.
 
-    `run` is for one thread. Others may call `snapshot`, `release`, `stop`, `scale_rate` and `status` meanwhile.
+    `run` is for one thread. Others may call `stop`, `scale_rate`, `status` and the outbox meanwhile.
     """
 
-    def __init__(self, experiment: Experiment, logdir: Path, store: Publisher):
+    def __init__(self, experiment: Experiment, logdir: Path, store: Publisher, outbox: Outbox | None = None):
+        """outbox: one that may hold snapshots of a Trainer that has died."""
         self._experiment = experiment
         self._settings = experiment.train
         self._logdir = logdir
@@ -66,13 +59,12 @@ class Trainer:
         self._rate_factor: float | None = None
         self._asked_rate_factor: float | None = None
         self._copier = HostCopier()
-        self._outbox = Outbox()
+        self.outbox = Outbox() if outbox is None else outbox
         self._clock = StepClock()
         self._phase, self._step, self._rollbacks = "starting", 0, 0
         self._metrics: dict[str, float] = {}  # of the last report
         self._skipped_updates = 0
         self._events: list[str] = []
-        self._events_lock = threading.Lock()
 
     def stop(self, *, resumable: bool) -> None:
         """Asks `run` to finish its step, publish it, write a checkpoint and return.
@@ -86,18 +78,8 @@ class Trainer:
         """From the next step on, learning rates are the experiment's times this, whatever was asked for before."""
         self._asked_rate_factor = factor
 
-    def snapshot(self, step: int) -> Snapshot:
-        """The announced snapshot of `step`, to be copied before `release`. Raises KeyError if there is none."""
-        return self._outbox.get(step)
-
-    def release(self, step: int) -> None:
-        """The snapshot of `step` has been copied."""
-        self._outbox.release(step)
-
-    def status(self) -> dict[str, Any]:
-        """Where training stands, and what happened since the last call."""
-        with self._events_lock:
-            events, self._events = self._events, []
+    def status(self, seen: int = 0) -> dict[str, Any]:
+        """Where training stands, and what happened: (`seen`, the events after the first `seen`)."""
         return {
             "state": self._phase,
             "step": self._step,
@@ -111,7 +93,7 @@ class Trainer:
             "skipped_updates": self._skipped_updates,
             "rollbacks": self._rollbacks,
             "first_step_time": self._clock.first_step_time,
-            "events": events,
+            "events": (seen, self._events[seen:]),
         }
 
     def run(self) -> dict[str, Any]:
@@ -223,6 +205,7 @@ class Trainer:
         if self._rollbacks >= self._settings.max_rollbacks:
             raise TrainingFailed(f"{where}, after {self._rollbacks} rollbacks: training diverges")
         self._rollbacks += 1
+        self._writer.wait()  # it renames and deletes what is about to be read
         # A run that was interrupted in the middle of a streak has left a checkpoint of it: none to go back to.
         states = (state for state, *_ in self._saved_states() if not state.nonfinite_in_a_row)
         try:
@@ -287,9 +270,10 @@ class Trainer:
         }
         if to_store:
             snapshot = Snapshot(encode(weights), encode(rest) if with_rest else None, position if with_rest else None)
-            self._outbox.put(self._step, snapshot, lease)
             rest_nbytes = nbytes(rest) if with_rest else None
-            self._store.announce(self._step, time=end_of_step, nbytes=nbytes(weights), rest_nbytes=rest_nbytes)
+            announcement = Announcement(self._step, end_of_step, nbytes(weights), rest_nbytes)
+            self.outbox.put(announcement, snapshot, lease)
+            self._store.announce(announcement)
             self._last_snapshot = self._step
             self._num_snapshots += 1
         if to_checkpoint:
@@ -314,21 +298,44 @@ class Trainer:
         return {"step": self._step, **overall}
 
     def _saved_states(self) -> Iterator[tuple[TrainState, dict[str, Any], bool]]:
-        """Whole states of the store and of checkpoints, newest first: (state on the device, position, of the store)."""
+        """Whole states of the store and of checkpoints, newest first: (state on the device, position, of the store).
+
+        Damaged checkpoints that are newer than one of these are set aside. Raises RequestError instead of ending if a
+        checkpoint was damaged: to begin anew in its place is not for us to decide.
+        """
         published = self._store.newest_state()
+        damaged: dict[int, str] = {}  # step -> what is wrong; not yet set aside
+        found = False
         for step in reversed(checkpoints.steps(self._logdir)):
             if published is not None and published[0] >= step:
+                self._set_aside(damaged, f"the snapshot of step {published[0]}")
+                found = True
                 yield self._published_state(published[1])
                 published = None
-            state, position = checkpoints.restore(self._logdir, step, self._abstract)
+            try:
+                state, position = checkpoints.restore(self._logdir, step, self._abstract)
+            except checkpoints.DamagedCheckpoint as error:
+                damaged[step] = error.reason
+                continue
             if missing := _POSITION - position.keys():
                 raise RequestError(
                     f"checkpoint {step} in {self._logdir} was written by another version of raylingvo: "
                     f"it lacks {', '.join(sorted(missing))}"
                 )
+            self._set_aside(damaged, f"checkpoint {step}")
+            found = True
             yield jax.tree.map(jax.numpy.array, exchanged(state)), position, False
         if published is not None:
+            self._set_aside(damaged, f"the snapshot of step {published[0]}")
             yield self._published_state(published[1])
+        elif damaged or not found:
+            checkpoints.refuse_damaged(self._logdir, damaged)
+
+    def _set_aside(self, damaged: dict[int, str], instead: str) -> None:
+        for step, reason in damaged.items():
+            path = checkpoints.set_aside(self._logdir, step)
+            self._happened(f"checkpoint {step} is damaged ({reason}), now {path.name}: {instead} is taken instead")
+        damaged.clear()
 
     def _published_state(self, snapshot: Snapshot) -> tuple[TrainState, dict[str, Any], bool]:
         assert snapshot.rest is not None and snapshot.position is not None  # it is a *whole* state
@@ -341,5 +348,4 @@ class Trainer:
         return state._replace(weights=decode(weights, self._abstract.weights))
 
     def _happened(self, text: str) -> None:
-        with self._events_lock:
-            self._events.append(text)
+        self._events.append(text)

@@ -189,10 +189,10 @@ def _save(store: TokenStore, folder: Path) -> None:
     except OSError:
         return
     try:
-        np.save(temporary / "length.npy", store.length_NxC)
-        np.save(temporary / "record.npy", store.record_N)
+        np.save(temporary / "length.npy", store.length_NxC, allow_pickle=False)
+        np.save(temporary / "record.npy", store.record_N, allow_pickle=False)
         for c, tokens in enumerate(store.tokens):
-            np.save(temporary / f"token{c}.npy", tokens)
+            np.save(temporary / f"token{c}.npy", tokens, allow_pickle=False)
         about = {"facts": dict(store.facts), "problems": list(store.problems)}
         (temporary / "facts.json").write_text(json.dumps(about))
         _put(temporary, folder, store.columns)
@@ -235,7 +235,7 @@ def _load(folder: Path, columns: Sequence[Column]) -> TokenStore | None:
 
 
 def _mapped(file: Path, dtype: type, ndim: int) -> np.ndarray:
-    array = np.load(file, mmap_mode="r")
+    array = np.load(file, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != ndim:
         raise ValueError(f"{file} is not an array of the cache")
     return array

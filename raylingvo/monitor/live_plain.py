@@ -102,6 +102,7 @@ def trainer_notes(trainer: TrainerStatus) -> list[str]:
         (trainer["skipped_updates"], "skipped update"),
         (trainer["rollbacks"], "rollback"),
         (trainer["restarts"], "restart"),
+        (trainer["preemptions"], "preemption"),
     ):
         if number_of:
             notes.append(text.count(number_of, noun))

@@ -122,6 +122,8 @@ def _reader_row(reader: ReaderStatus, wide: bool, most_metrics: int) -> list[Ren
     notes = [f"{reader['waiting']} queued"] if reader["waiting"] else []
     if reader["restarts"]:
         notes.append(text.count(reader["restarts"], "restart"))
+    if reader["set_aside"]:
+        notes.append(f"{reader['set_aside']} set aside")
     lag = [] if reader["lag_seconds"] is None else [text.seconds(reader["lag_seconds"])]
     if lag and reader["lag_steps"] is not None:
         lag.append(str(reader["lag_steps"]))

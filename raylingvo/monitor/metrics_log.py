@@ -24,13 +24,14 @@ class MetricsLog:
 
     The file keeps at most one line for a step. What a crash left of a half-written last line is dropped on opening,
     and so is every step after `last_step`: a Trainer that resumed from it will report those again. TensorBoard is
-    told the same, so both show one history. Disk errors are raised as OSError and name the file; a damaged file
-    is refused by a RequestError, see `read_metrics`.
+    told the same, so both show one history. Disk errors are raised as OSError and name the file (DiskError if the disk
+    takes no more); a damaged file is refused by a RequestError, see `read_metrics`.
     """
 
     def __init__(self, directory: Path, *, last_step: int | None = None) -> None:
         self.directory = Path(directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        with naming(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
         self._path = self.directory / METRICS_FILE
         self._events: EventsFile | None = None
         self._closed = False
@@ -152,7 +153,7 @@ def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            if number == len(lines):  # the writer was killed, or is still writing
+            if number == len(lines):  # the writer was killed, or is still writing; zeros if the power failed
                 break
             raise RequestError(f"{path}, line {number}: not JSON ({error})") from error
         if not (
@@ -183,6 +184,6 @@ def _append(path: Path, line: bytes) -> None:
             if written < len(line):
                 # Take the piece back, or the next line would be glued to it.
                 os.ftruncate(file, os.fstat(file).st_size - written)
-                raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(file)

@@ -57,9 +57,9 @@ class Run:
 def load_run(path: str | os.PathLike[str]) -> Run:
     """Reads one logdir. Raises RequestError if `path` is none, or its files are damaged."""
     logdir = Path(path)
+    config = logdir / "config.yaml"
     try:
-        info = json.loads((logdir / "run.json").read_text(encoding="utf-8"))
-        config = logdir / "config.yaml"
+        info = _read_json(logdir / "run.json")
         text = config.read_text(encoding="utf-8") if config.exists() else ""
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RequestError(f"LOGDIR {logdir} is not a logdir: it has no run.json") from error
@@ -70,6 +70,13 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     if info.get("status") == "running" and _has_died(info):
         info["status"] = "died"
     return Run(logdir=logdir, info=info, config_text=text)
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file.name} is damaged: it is not JSON ({error})") from error
 
 
 def _has_died(info: Mapping[str, Any]) -> bool:

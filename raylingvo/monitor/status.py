@@ -21,6 +21,7 @@ class TrainerStatus(TypedDict):
     skipped_updates: int
     rollbacks: int
     restarts: int
+    preemptions: int
 
 
 class ReaderStatus(TypedDict):
@@ -39,6 +40,7 @@ class ReaderStatus(TypedDict):
     waiting: int  # snapshots queued for it
     metrics: Mapping[str, float]
     restarts: int
+    set_aside: int  # snapshots that it died of
 
 
 class StoreStatus(TypedDict):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
+import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from raylingvo.errors import RequestError
+from raylingvo.errors import DiskError, RequestError
+from raylingvo.monitor.atomic import REFUSALS, naming
 from raylingvo.monitor.metrics_log import read_metrics
+from raylingvo.training import checksums
 from raylingvo.training.host_copy import encode
 
 if TYPE_CHECKING:
@@ -23,6 +27,19 @@ if TYPE_CHECKING:
     from raylingvo.experiment import Checkpoints as CheckpointPolicy
 
 DIRECTORY = Path("train") / "checkpoints"
+# Behind the step, in the names of folders that are no checkpoints: being written, being deleted, found damaged.
+_UNFINISHED, _DELETING, _DAMAGED = ".unfinished", ".deleting", ".damaged"
+
+
+class DamagedCheckpoint(RequestError):
+    """The files of a checkpoint are not what was written. `reason` says of which file."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message, reason)  # both, for pickle
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +143,8 @@ class CheckpointWriter:
     """Writes checkpoints in a background thread and deletes those that the policy lets go.
 
     An error of a save is raised by the next call, at the latest by `close`: a run must not go on believing that it
-    is safe. There is at most one save under way; a further one waits for it.
+    is safe. It is a DiskError if the disk takes no more. What a save that failed had written is removed again, and no
+    other checkpoint is deleted. There is at most one save under way; a further one waits for it.
     """
 
     def __init__(self, logdir: Path, policy: CheckpointPolicy, tell: Callable[[str], None]):
@@ -164,12 +182,23 @@ class CheckpointWriter:
     def _write(self, step: int, state: Any, position: dict[str, Any], on_saved: Callable[[], None]) -> None:
         import orbax.checkpoint as ocp  # here: 0.4 to 1.4 s, which the first step need not wait for
 
-        path = self._logdir / DIRECTORY / str(step)
+        root = self._logdir / DIRECTORY
+        path, unfinished = root / str(step), root / f"{step}{_UNFINISHED}"
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
-        # Orbax's own AsyncCheckpointer reports a directory it cannot create only after minutes of waiting for it
-        # (0.12.8), and copies what is a host copy already: its synchronous one in our thread raises at once.
-        with ocp.Checkpointer(_handler()) as checkpointer:
-            checkpointer.save(path.absolute(), args=arguments, force=True)
+        try:
+            with _naming(path):
+                # Orbax's own AsyncCheckpointer reports a directory it cannot create only after minutes of waiting for
+                # it (0.12.8), and copies what is a host copy already: its synchronous one in our thread raises at once.
+                with ocp.Checkpointer(_handler()) as checkpointer:
+                    checkpointer.save(unfinished.absolute(), args=arguments, force=True)
+                checksums.seal(unfinished)
+                _move_into_place(unfinished, path)
+        except Exception:
+            # A full disk needs the space, the run.json that is to say so first of all.
+            for half in root.glob(f"{step}{_UNFINISHED}*"):
+                # A thread of TensorStore may still write there; then `clean` removes it.
+                shutil.rmtree(half, ignore_errors=True)
+            raise
         on_saved()
         self._tell(f"checkpoint {step} written")
         self._delete_others()
@@ -181,15 +210,43 @@ class CheckpointWriter:
         kept = retained(saved, self._policy, read_scores(self._logdir, best.metric) if best else {})
         for s in saved:
             if s.step not in kept:
-                # Renamed first: a deletion that is cut short must not leave half a checkpoint under its name.
-                doomed = (root / str(s.step)).rename(root / f"{s.step}.deleting")
-                shutil.rmtree(doomed)
+                with naming(root / str(s.step)):
+                    _delete(root / str(s.step))
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """As `naming`, also for the errors of TensorStore: ValueErrors with the words of the disk somewhere in the text."""
+    try:
+        with naming(path):
+            yield
+    except OSError:
+        raise
+    except Exception as error:
+        for number in REFUSALS:
+            if os.strerror(number) in str(error):
+                raise DiskError(number, os.strerror(number), str(path)) from error
+        raise
+
+
+def _move_into_place(unfinished: Path, path: Path) -> None:
+    """Gives a whole checkpoint its name, for good: also if the power fails. One that has the name goes."""
+    if path.exists():
+        _delete(path)
+    unfinished.rename(path)
+    checksums.sync_folder(path.parent)
+
+
+def _delete(path: Path) -> None:
+    # Renamed first: a deletion that is cut short must not leave half a checkpoint under its name.
+    shutil.rmtree(path.rename(path.with_name(path.name + _DELETING)))
 
 
 def restore(logdir: Path, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
     """Checkpoint `step` -> (state with the structure, shapes and dtypes of `abstract_state`, position).
 
-    Raises RequestError if it cannot be read, or has other variables or shapes.
+    Raises DamagedCheckpoint if its files are not what was written, RequestError if it cannot be read or has other
+    variables or shapes.
     """
     restored = _restore(logdir, step, abstract_state)
     _check_shapes(logdir, step, abstract_state, jax.tree.leaves(restored.state))
@@ -199,7 +256,7 @@ def restore(logdir: Path, step: int, abstract_state: Any) -> tuple[Any, dict[str
 def restore_weights(logdir: Path, step: int, abstract_weights: Any) -> list[np.ndarray]:
     """The weights of checkpoint `step`, as `host_copy.encode`d leaves in the order of `abstract_weights`.
 
-    Raises RequestError if it cannot be read, or has other variables or shapes.
+    Raises as `restore` does.
     """
     restored = _restore(logdir, step, None).state["weights"]
     paths = jax.tree_util.tree_leaves_with_path(abstract_weights)
@@ -214,7 +271,7 @@ def restore_weights(logdir: Path, step: int, abstract_weights: Any) -> list[np.n
 def restore_all_weights(logdir: Path, step: int) -> dict[str, Any]:
     """The weights of checkpoint `step` of whatever model: {"params": nested dicts of arrays, "extra": ..}.
 
-    All keys are strings, those of lists too. Raises RequestError if it cannot be read.
+    All keys are strings, those of lists too. Raises DamagedCheckpoint, or RequestError if it cannot be read.
     """
     weights = _restore(logdir, step, None).state["weights"]
     return {kind: weights.get(kind) or {} for kind in ("params", "extra")}
@@ -242,6 +299,7 @@ def _restore(logdir: Path, step: int, abstract_state: Any) -> Any:
     import orbax.checkpoint as ocp
 
     path = (logdir / DIRECTORY / str(step)).absolute()
+    _check_damage(logdir, step, path)
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), position=ocp.args.JsonRestore())
     try:
         with ocp.Checkpointer(_handler()) as checkpointer:
@@ -251,12 +309,53 @@ def _restore(logdir: Path, step: int, abstract_state: Any) -> Any:
         raise RequestError(f"checkpoint {path} cannot be read: {first_line}") from error
 
 
+def _check_damage(logdir: Path, step: int, path: Path) -> None:
+    """Before Orbax reads it, which overlooks damage, or has its threads write tracebacks to stderr for each array."""
+    if not path.exists():
+        return  # Orbax says so
+    try:
+        reason = checksums.damage(path)
+    except OSError as error:
+        raise RequestError(f"checkpoint {path} cannot be read: {error.strerror} ({error.filename})") from error
+    if reason is not None:
+        others = [str(other) for other in steps(logdir) if other != step]
+        advice = f"choose another: {', '.join(others)}" if others else "there is no other"
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged: {reason}; {advice}", reason)
+
+
+def set_aside(logdir: Path, step: int) -> Path:
+    """Renames a damaged checkpoint, which is none any more; returns its new path. Its files are left to people."""
+    path = logdir / DIRECTORY / str(step)
+    aside, number = path.with_name(f"{step}{_DAMAGED}"), 1
+    while aside.exists():  # the same step, saved again, has been damaged again
+        number += 1
+        aside = path.with_name(f"{step}{_DAMAGED}-{number}")
+    with naming(path):
+        return path.rename(aside)
+
+
+def refuse_damaged(logdir: Path, damaged: Mapping[int, str]) -> None:
+    """Raises RequestError if there are damaged checkpoints, and none besides: a run must not begin anew by itself.
+
+    damaged: step -> what is wrong, of those not set aside.
+    """
+    root = logdir / DIRECTORY
+    found = [f"{step}: {reason}" for step, reason in damaged.items()]
+    found += sorted(path.name for path in root.glob(f"*{_DAMAGED}*"))
+    if found:
+        raise RequestError(
+            f"no checkpoint in {root} can be read ({'; '.join(found)}); put back a copy of one, use another --logdir, "
+            "or delete that folder to begin anew"
+        )
+
+
 def clean(logdir: Path) -> None:
     """Removes what a killed process left half-written or half-deleted."""
-    for pattern in ("*.orbax-checkpoint-tmp*", "*.deleting"):
+    for pattern in (f"*{_UNFINISHED}*", f"*{_DELETING}"):
         for path in (logdir / DIRECTORY).glob(pattern):
             logging.getLogger(__name__).info("removing unfinished %s", path)
-            shutil.rmtree(path)
+            with naming(path):
+                shutil.rmtree(path)
 
 
 def _handler() -> Any:
@@ -266,7 +365,7 @@ def _handler() -> Any:
 
 
 def _finished(root: Path) -> list[Saved]:
-    # Orbax writes under a temporary name and renames: a directory named by a step alone is whole.
+    # They are written under another name and renamed: a directory named by a step alone was whole then.
     found = root.iterdir() if root.is_dir() else ()
     saved = [Saved(int(path.name), path.stat().st_mtime) for path in found if path.name.isdecimal()]
     return sorted(saved, key=lambda s: s.step)

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import subprocess
+import sys
 
 import pytest
 import toy
@@ -63,9 +65,12 @@ def test_a_damaged_run_json_is_named_in_one_line(home, content, message):
         with pytest.raises(RequestError) as raised:
             read(home)
         assert str(raised.value).startswith(f"{home}/run.json is damaged: {message}")
+        assert str(raised.value).endswith("; delete it, and the run goes on from its checkpoints under a new id")
         assert "\n" not in str(raised.value)
     with hold(home):  # the refusal has left no lock behind
         pass
+    (home / "run.json").unlink()  # as the message says
+    Logdir(home, EXPERIMENT).close()
 
 
 @pytest.mark.parametrize(
@@ -74,8 +79,10 @@ def test_a_damaged_run_json_is_named_in_one_line(home, content, message):
         (b"name: caf\xe9\n", "config.yaml is damaged: it is not UTF-8 ("),
         (b"name: [\n", "config.yaml: not valid YAML: line 2"),
         (b"name: other\n", "config.yaml: "),
+        (b"", "config.yaml is damaged: it is empty; put a copy back"),
+        (bytes(4096), "config.yaml is damaged: it is empty; put a copy back"),
     ],
-    ids=["not UTF-8", "not YAML", "incomplete"],
+    ids=["not UTF-8", "not YAML", "incomplete", "empty", "zeroed"],
 )
 def test_a_damaged_config_is_named_in_one_line(home, content, message):
     (home / "config.yaml").write_bytes(content)
@@ -99,6 +106,30 @@ def test_a_logdir_in_use_is_refused_until_it_is_closed(home):
         Logdir(home, EXPERIMENT)
     first.close()
     Logdir(home, EXPERIMENT).close()
+
+
+def test_the_lock_of_a_killed_process_is_none(home):
+    script = (
+        "import pathlib, sys; from raylingvo.actors.logdir import hold\n"
+        "with hold(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script, home], text=True, **pipes) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(RequestError, match="another raylingvo process is running in it"), hold(home):
+                pass
+        finally:
+            holder.kill()
+    Logdir(home, EXPERIMENT).close()
+
+
+def test_a_file_left_by_a_lock_is_none_wherever_it_comes_from(home):
+    """What holds a logdir is a lock of the kernel's, which ends with its process; the file is only its place."""
+    (home / ".lock").write_text("4711@another-host\n")
+    Logdir(home, EXPERIMENT).close()
+    assert (home / ".lock").read_text() == "4711@another-host\n"
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):

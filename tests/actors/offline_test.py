@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 import toy
+from damages import damage
 
 from raylingvo.actors.logdir import Logdir
 from raylingvo.actors.offline import read_checkpoints
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Best, Checkpoints, Reading
 from raylingvo.monitor.metrics_log import read_metrics
+from raylingvo.training import checkpoints
 from raylingvo.training.checkpoints import CheckpointWriter
 from raylingvo.training.state import init_state
 
@@ -119,6 +121,22 @@ def test_a_logdir_without_run_json_has_no_id(logdir):
     """The command was killed at the very start: config.yaml comes first."""
     (logdir / "run.json").unlink()
     assert read_checkpoints("eval", logdir, checkpoint="4")["run"] is None
+
+
+@pytest.mark.parametrize("kind", ["eval", "decode"])
+def test_a_damaged_checkpoint_is_told_with_what_else_there_is_and_left_alone(logdir, kind):
+    folder = logdir / checkpoints.DIRECTORY
+    damage(folder / "8" / "state" / "_METADATA", "cut")
+    before = sorted(folder.rglob("*"))
+    for how in ({}, {"checkpoint": "8"}, {"checkpoint": "all"}, {"average": 2}):
+        with pytest.raises(RequestError) as raised:
+            read_checkpoints(kind, logdir, **how)
+        text = str(raised.value)
+        assert text.startswith(f"checkpoint {folder}/8 is damaged: state/_METADATA has ")
+        assert text.endswith("; choose another: 4")
+        assert "\n" not in text
+    assert sorted(folder.rglob("*")) == before
+    read_checkpoints(kind, logdir, checkpoint="4")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import types
 from unittest import mock
 
 from raylingvo.actors import remote
+from raylingvo.actors.outbox import Outbox
 
 
 def test_a_request_that_comes_while_training_begins_is_the_last_one():
@@ -12,7 +13,7 @@ def test_a_request_that_comes_while_training_begins_is_the_last_one():
 
     class Trainer:
         def __init__(self, *args):
-            pass
+            self.outbox = Outbox()
 
         def scale_rate(self, factor):
             if not late:
@@ -30,6 +31,10 @@ def test_a_request_that_comes_while_training_begins_is_the_last_one():
 
     actor = remote.TrainerActor(types.SimpleNamespace(enter=lambda platform: None, logdir="", run=""), {}, None)
     actor.scale_rate(0.5)
-    with mock.patch("raylingvo.actors.trainer.Trainer", Trainer), mock.patch.object(remote, "_Publisher"):
+    with (
+        mock.patch("raylingvo.actors.trainer.Trainer", Trainer),
+        mock.patch.object(remote, "_Publisher"),
+        mock.patch.object(remote, "crashes"),
+    ):
         actor.run()
     assert asked == [0.5, 0.25]

@@ -1,133 +1,26 @@
-"""Runs with real Ray actors on one machine: what a reader sees, and what happens when something dies."""
+"""Runs with real Ray actors on one machine: what a reader sees, and how a run ends."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import copy_task
 import gates
-import jax
 import pytest
 import toy
+from running import Running, gated, only_eval, steps_of
 
 from raylingvo.actors import memory
 from raylingvo.errors import RequestError
-from raylingvo.experiment import Best, Checkpoints, DevBased, EarlyStop, Experiment, Reading, Snapshots
-from raylingvo.monitor.live import View
+from raylingvo.experiment import Best, Checkpoints, DevBased, EarlyStop, Snapshots
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training import checkpoints
 from raylingvo.training.learner import Learner
-from raylingvo.training.state import init_state
 
-pytestmark = pytest.mark.ray
-SECONDS = 120  # nothing here takes so long unless it hangs
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """One Ray for all tests of the module; every run starts its own actors in it."""
-    import ray
-
-    ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def new_gate(tmp_path: Path) -> Iterator[Callable[[str], gates.Gate]]:
-    """new_gate(name): a gate that is closed until the test opens it."""
-    with contextlib.ExitStack() as opened:
-        yield lambda name: opened.enter_context(contextlib.closing(gates.Gate(tmp_path / name)))
-
-
-class Watcher(View):
-    """A view that a test can wait on."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-        self.statuses: list[Any] = []
-        self._changed = threading.Condition()
-
-    def update(self, status: Any) -> None:
-        with self._changed:
-            self.statuses.append(status)
-            self._changed.notify_all()
-
-    def event(self, text: str) -> None:
-        with self._changed:
-            self.events.append(text)
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        pass
-
-    def wait_for(self, condition: Callable[[Any], Any]) -> None:
-        """Until `condition` holds for the newest status."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: self.statuses and condition(self.statuses[-1]), SECONDS)
-
-    def wait_for_event(self, part: str) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: any(part in event for event in self.events), SECONDS), self.events
-
-
-class Running:
-    """A run in a thread."""
-
-    def __init__(self, experiment: Experiment, logdir: Path) -> None:
-        from raylingvo.actors.run import run
-
-        self.view = Watcher()
-        self._executor = ThreadPoolExecutor(1)
-        self._future: Future[Any] = self._executor.submit(run, experiment, logdir, view=self.view)
-
-    def result(self) -> dict[str, Any]:
-        return self._future.result(SECONDS)
-
-
-def gated(experiment: Experiment, dataset: str, gate: gates.Gate, at_call: int = 0) -> Experiment:
-    data = gates.GatedNumbers(
-        size=experiment.datasets[dataset].size,
-        gate=str(gate.folder),
-        at_call=at_call,  # type: ignore[attr-defined]
-    )
-    return dataclasses.replace(experiment, datasets={**experiment.datasets, dataset: data})
-
-
-def only_eval(policy: str, **train: Any) -> Experiment:
-    """60 steps, a snapshot every 10, one batch per evaluation."""
-    train = {"max_steps": 60, "snapshots": Snapshots(every_steps=10)} | train
-    reading = Reading(policy=policy, batch_size=20)  # type: ignore[arg-type]
-    return dataclasses.replace(toy.experiment(reading=reading, **train), decode={})
-
-
-def steps_of(logdir: Path, folder: str) -> list[int]:
-    return [record["step"] for record in read_metrics(logdir / folder)]
-
-
-def train_metrics(logdir: Path) -> list[dict[str, Any]]:
-    """What was reported, without what depends on the clock."""
-    clock = ("time", "steps_per_second", "examples_per_second", "input_wait_fraction", "snapshot_seconds")
-    return [{k: v for k, v in record.items() if k not in clock} for record in read_metrics(logdir / "train")]
-
-
-def assert_same_end(experiment: Experiment, logdir: Path, other: Path) -> None:
-    abstract = jax.eval_shape(lambda: init_state(experiment, toy.batches(1)[0]))
-    (state, position), (other_state, other_position) = (
-        checkpoints.restore(path, checkpoints.steps(path)[-1], abstract) for path in (logdir, other)
-    )
-    toy.assert_bit_equal(state, other_state)
-    assert position["input"] == other_position["input"]
-    assert train_metrics(logdir) == train_metrics(other)
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
 def test_a_run_leaves_everything_in_its_logdir(tmp_path: Path) -> None:
@@ -245,62 +138,6 @@ def test_what_does_not_fit_the_store_waits_on_disk(tmp_path: Path, new_gate: Cal
     losses = [[record["loss"] for record in read_metrics(tmp_path / name / "eval_test")] for name in ("plain", "small")]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 6
-
-
-def test_an_evaler_killed_in_the_middle_only_repeats_that_work(
-    tmp_path: Path, new_gate: Callable[[str], gates.Gate]
-) -> None:
-    gate = new_gate("gate")
-    running = Running(gated(only_eval("every"), "test", gate), tmp_path / "run")
-    for _ in ("the batch from which it knows what to compile", "the first evaluation"):
-        gate.wait()
-        gate.let_through()
-    victim = gate.wait()  # in the middle of the second
-    os.kill(victim, signal.SIGKILL)
-    assert gate.wait() != victim
-    gate.open()
-    assert running.result()["status"] == "finished"
-
-    assert (tmp_path / "run/eval_test/metrics.jsonl").read_text().count("\n") == 6
-    assert steps_of(tmp_path / "run", "eval_test") == [10, 20, 30, 40, 50, 60]
-    assert any("Evaler(test) died; started again (1)" in event for event in running.view.events)
-
-
-def test_an_evaler_that_fails_does_not_end_training_but_the_run_has_failed(tmp_path: Path) -> None:
-    from raylingvo.actors.run import RunFailed
-
-    experiment = dataclasses.replace(only_eval("latest"), task=BrokenEval())
-    running = Running(experiment, tmp_path)
-    with pytest.raises(RunFailed, match="no such metric") as failure:
-        running.result()
-    assert failure.value.result["step"] == 60
-    assert json.loads((tmp_path / "run.json").read_text())["status"] == "failed"
-    assert checkpoints.steps(tmp_path)[-1] == 60
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BrokenEval(toy.Regression):
-    def eval_metrics(self, model: Any, batch: Any) -> dict[str, Any]:
-        raise ZeroDivisionError("no such metric")
-
-
-def test_a_trainer_killed_in_the_middle_ends_as_if_it_had_not_been(
-    tmp_path: Path, new_gate: Callable[[str], gates.Gate]
-) -> None:
-    experiment = only_eval("latest")
-    Running(experiment, tmp_path / "whole").result()
-    gate = new_gate("gate")
-    running = Running(gated(experiment, "train", gate, at_call=35), tmp_path / "killed")
-    victim = gate.wait()
-    running.view.wait_for(lambda status: status["store"]["held"])
-    (gate.folder / "open").touch()
-    os.kill(victim, signal.SIGKILL)
-    assert running.result()["status"] == "finished"
-
-    assert any("the Trainer died; started again (1)" in event for event in running.view.events)
-    (resumed,) = [event for event in running.view.events if "training goes on from step" in event]
-    assert int(resumed.split()[-1]) in (20, 30)  # 29 to 34 batches had been consumed: the newest snapshot in the store
-    assert_same_end(experiment, tmp_path / "killed", tmp_path / "whole")
 
 
 def test_evaluations_lower_the_rate_and_end_the_run(tmp_path: Path, new_gate: Callable[[str], gates.Gate]) -> None:

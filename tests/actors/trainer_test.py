@@ -40,18 +40,20 @@ class Store:
         self.announced = []  # (step, whether with the rest of the state)
         self.states = {}
 
-    def announce(self, step, *, time, nbytes, rest_nbytes):
-        self.announced.append((step, rest_nbytes is not None))
+    def announce(self, announcement):
+        step = announcement.step
+        self.announced.append((step, announcement.rest_nbytes is not None))
         if self.slow:
             return
-        pulled = self.trainer.snapshot(step)
-        assert nbytes == sum(x.nbytes for x in pulled.weights)
+        pulled = self.trainer.outbox.get(step)
+        assert announcement.nbytes == sum(x.nbytes for x in pulled.weights)
+        copied = Snapshot([x.copy() for x in pulled.weights], None, None)
         if pulled.rest is not None:
-            assert rest_nbytes == sum(x.nbytes for x in pulled.rest)
+            assert announcement.rest_nbytes == sum(x.nbytes for x in pulled.rest)
             position = json.loads(json.dumps(pulled.position))
-            weights, rest = ([x.copy() for x in arrays] for arrays in (pulled.weights, pulled.rest))
-            self.states[step] = Snapshot(weights, rest, position)
-        self.trainer.release(step)
+            copied = Snapshot(copied.weights, [x.copy() for x in pulled.rest], position)
+            self.states[step] = copied
+        self.trainer.outbox.handed_over((1.0, len(self.announced)), announcement, copied)
 
     def newest_state(self):
         return max(self.states.items(), default=None)
@@ -112,7 +114,7 @@ def assert_same_outcome(experiment, actual, expected):
 
 
 def events(trainer):
-    return trainer.status()["events"]
+    return trainer.status()["events"][1]
 
 
 # Neither reports nor snapshots end on the last step.
@@ -148,8 +150,8 @@ def test_a_run_reports_publishes_and_saves(tmp_path):
     status = trainer.status()
     assert (status["state"], status["step"], status["max_steps"]) == ("finished", 10, 10)
     assert status["loss"] == reports[-1]["loss"]
-    assert status["events"] == ["checkpoint 10 written"]
-    assert events(trainer) == []  # told once
+    assert status["events"] == (0, ["checkpoint 10 written"])
+    assert trainer.status(seen=1)["events"] == (1, [])
 
 
 def test_snapshots_are_states_of_their_step(tmp_path):
@@ -331,23 +333,21 @@ def test_all_shapes_are_compiled_before_the_first_step(tmp_path):
 # --- buffers ---
 
 
-def test_buffers_stay_as_they_are_until_they_are_released(tmp_path):
+def test_buffers_stay_as_they_are_until_they_are_handed_over(tmp_path):
     store = Store(slow=True)
     experiment = toy.experiment(snapshots=Snapshots(every_steps=1))
     held = {}
 
-    def take_notes(step, **_):
-        snapshot = store.trainer.snapshot(step)
-        held[step] = snapshot, [x.copy() for x in (*snapshot.weights, *snapshot.rest)]
+    def take_notes(announcement):
+        snapshot = store.trainer.outbox.get(announcement.step)
+        held[announcement] = snapshot, [x.copy() for x in (*snapshot.weights, *snapshot.rest)]
 
     with mock.patch.object(store, "announce", take_notes):
         train(experiment, tmp_path, store)
-    assert sorted(held) == list(range(1, 13))
-    for step, (snapshot, copies) in held.items():
+    assert [announcement.step for announcement in held] == list(range(1, 13))
+    assert store.trainer.outbox.announcements() == list(held)
+    for snapshot, copies in held.values():
         toy.assert_bit_equal([*snapshot.weights, *snapshot.rest], copies)
-        store.trainer.release(step)
-        with pytest.raises(KeyError):
-            store.trainer.snapshot(step)
 
 
 def test_a_checkpoint_keeps_its_buffers_when_the_store_has_let_go(tmp_path):
@@ -357,9 +357,9 @@ def test_a_checkpoint_keeps_its_buffers_when_the_store_has_let_go(tmp_path):
     go_on = threading.Event()
     announce, write = store.announce, checkpoints.CheckpointWriter._write
 
-    def take_notes(step, **sizes):
-        announce(step, **sizes)
-        if step == 8:
+    def take_notes(announcement):
+        announce(announcement)
+        if announcement.step == 8:
             go_on.set()
 
     def slow_write(*args):
@@ -395,7 +395,9 @@ def test_a_streak_of_skipped_updates_rolls_back(tmp_path, streak):
     trainer = trainer_on(experiment, tmp_path, store)
     assert trainer.run()["step"] == 12
     status = trainer.status()
-    assert status["events"][0] == "2 updates in a row were not finite at step 7: rolled back to the weights of step 3"
+    assert (
+        status["events"][1][0] == "2 updates in a row were not finite at step 7: rolled back to the weights of step 3"
+    )
     assert (status["rollbacks"], status["skipped_updates"]) == (1, len(streak))
     assert dict(store.announced)[6] is False  # no state to go back to
 

@@ -27,6 +27,7 @@ STATUS = {
         "skipped_updates": 0,
         "rollbacks": 0,
         "restarts": 0,
+        "preemptions": 0,
     },
     "readers": [
         {
@@ -43,6 +44,7 @@ STATUS = {
             "waiting": 0,
             "metrics": {"loss": 0.2012, "accuracy": 0.9415, "acc5": 0.9978, "num_preds": 360.0},
             "restarts": 0,
+            "set_aside": 0,
         },
         {
             "name": "Decoder(test)",
@@ -58,6 +60,7 @@ STATUS = {
             "waiting": 2,
             "metrics": {},
             "restarts": 1,
+            "set_aside": 0,
         },
     ],
     "store": {"held": 4, "bytes": 37_000_000, "max_bytes": 2_000_000_000, "on_disk": 1},

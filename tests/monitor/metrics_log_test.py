@@ -79,6 +79,32 @@ def test_a_torn_last_line_is_dropped_wherever_it_was_cut(tmp_path, cut):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
 
 
+@pytest.mark.parametrize("cut", [0, 1, 9])
+@pytest.mark.parametrize("zeros", [1, 2, 3, 4, 5, 4096])
+def test_zeros_at_the_end_are_dropped(tmp_path, cut, zeros):
+    """As file systems leave after a power failure: the size was on disk, what had been written was not."""
+    with MetricsLog(tmp_path) as log:
+        log.write(1, {"loss": 0.5})
+        log.write(2, {"loss": 0.5})
+    path = tmp_path / "metrics.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - cut] + bytes(zeros))
+    kept = [1, 2] if cut == 0 else [1]
+    assert steps(tmp_path) == kept
+    with MetricsLog(tmp_path) as log:
+        log.write(3, {"loss": 0.5})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [*kept, 3]
+
+
+@pytest.mark.parametrize("content", [b"", bytes(1), bytes(4096)])
+def test_a_file_of_which_nothing_is_left_is_begun_again(tmp_path, content):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    assert steps(tmp_path) == []
+    with MetricsLog(tmp_path) as log:
+        log.write(3, {"loss": 0.5})
+    assert steps(tmp_path) == [3]
+
+
 def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 0.0, "loss": 1.0}')
     with MetricsLog(tmp_path) as log:

@@ -1,6 +1,9 @@
 """Checkpoints: which are kept as time goes by, that they come back bit by bit, and that a failure is never quiet."""
 
+import errno
 import math
+import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -9,12 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from damages import DAMAGES, damage
+from small_disk import small_disk
 
-from raylingvo.errors import RequestError
+from raylingvo.errors import DiskError, RequestError
 from raylingvo.experiment import Best
 from raylingvo.experiment import Checkpoints as Policy
+from raylingvo.monitor.atomic import REFUSALS
 from raylingvo.monitor.metrics_log import MetricsLog
-from raylingvo.training import checkpoints
+from raylingvo.training import checkpoints, checksums
 from raylingvo.training.checkpoints import CheckpointWriter, Saved, retained
 from raylingvo.training.host_copy import decode
 from raylingvo.training.state import init_state
@@ -229,26 +235,77 @@ def test_the_next_call_raises_the_error_of_a_save(tmp_path, call):
     each.close()
 
 
-def test_a_write_that_is_cut_short_leaves_no_checkpoint(tmp_path, monkeypatch):
-    def killed(*args, **kwargs):
-        raise OSError("cut short")
+class Killed(BaseException):
+    """What a test raises as if the process had been killed there."""
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_write_that_is_cut_short_leaves_no_checkpoint(tmp_path, monkeypatch, killed):
+    def cut_short(*args, **kwargs):
+        raise Killed("cut short") if killed else OSError("cut short")
 
     each = CheckpointWriter(tmp_path, Policy(), lambda line: None)
     save(each, 3)
     with monkeypatch.context() as patch:
         for name in ("rename", "replace"):  # what makes a finished checkpoint appear
-            patch.setattr(f"os.{name}", killed)
-            patch.setattr(Path, name, killed)
+            patch.setattr(f"os.{name}", cut_short)
+            patch.setattr(Path, name, cut_short)
         each.save(4, STATE, POSITION, on_saved=lambda: pytest.fail("not saved"))
-        with pytest.raises(OSError, match="cut short"):
+        with pytest.raises(Killed if killed else OSError, match="cut short"):
             each.close()
     root = tmp_path / checkpoints.DIRECTORY
     assert checkpoints.steps(tmp_path) == [3]
     left = {path.name for path in root.iterdir()} - {"3"}
-    assert left
+    assert bool(left) == killed  # an error that is raised has been tidied up after
     checkpoints.clean(tmp_path)
     assert [path.name for path in root.iterdir()] == ["3"]
     toy.assert_bit_equal(checkpoints.restore(tmp_path, 3, STATE)[0], STATE)
+
+
+# Orbax's event loop is gone when the last of its writes fail: their threads complain to stderr.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_wherever_the_disk_gets_full_a_checkpoint_is_whole_or_absent(tmp_path):
+    saved, refused = 0, 0
+    with small_disk(tmp_path / "disk", 256) as disk:
+        each = CheckpointWriter(disk.path, Policy(), lambda line: None)
+        save(each, 3)
+        root = disk.path / checkpoints.DIRECTORY
+        for pages in range(0, 40, 2):
+            disk.fill(pages << 12)
+            try:
+                save(each, 4)
+                saved += 1
+                toy.assert_bit_equal(checkpoints.restore(disk.path, 4, STATE)[0], STATE)
+                shutil.rmtree(root / "4")
+            except DiskError as error:
+                refused += 1
+                assert str(error).startswith(f"{root}/4 cannot be written: No space left on device; make space and ")
+                assert checkpoints.steps(disk.path) == [3]
+            checkpoints.clean(disk.path)
+            assert [path.name for path in root.iterdir()] == ["3"]
+            disk.make_space()
+        toy.assert_bit_equal(checkpoints.restore(disk.path, 3, STATE)[0], STATE)
+        each.close()
+    assert saved > 2
+    assert refused > 2
+
+
+@pytest.mark.parametrize("number", REFUSALS, ids=lambda number: errno.errorcode[number])
+@pytest.mark.parametrize("kind", [OSError, ValueError])
+def test_what_a_disk_refuses_is_told_in_one_line(tmp_path, writer, monkeypatch, kind, number):
+    """TensorStore's errors are ValueErrors."""
+    reason = os.strerror(number)
+
+    def refuse(folder):
+        raise OSError(number, reason) if kind is OSError else ValueError(f"Failed to write: {reason} [code={number}]")
+
+    monkeypatch.setattr(checksums, "seal", refuse)
+    with pytest.raises(DiskError) as raised:
+        save(writer(), 3)
+    assert raised.value.errno == number
+    assert str(raised.value).startswith(f"{tmp_path}/train/checkpoints/3 cannot be written: {reason}; make ")
+    assert "\n" not in str(raised.value)
+    assert list((tmp_path / checkpoints.DIRECTORY).iterdir()) == []
 
 
 def test_cleaning_removes_what_was_half_deleted(tmp_path, writer):
@@ -349,6 +406,66 @@ def test_weights_of_another_model_are_refused(tmp_path, writer, other, message):
     save(writer(), 3, host_state())
     with pytest.raises(RequestError, match=message):
         checkpoints.restore_weights(tmp_path, 3, {"params": {"hidden": other}})
+
+
+def files(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+LARGE = {"a": np.random.default_rng(0).normal(size=(200, 300)).astype(np.float32), "step": np.array(3, np.int32)}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damage_to_any_file_of_a_checkpoint_is_found(tmp_path, writer, how):
+    """Of a flipped bit in a large array, Orbax says nothing."""
+    save(writer(), 3, LARGE)
+    folder = tmp_path / checkpoints.DIRECTORY / "3"
+    good = tmp_path / "good"
+    shutil.copytree(folder, good)
+    for name in files(good):
+        if (good / name).stat().st_size < 9:
+            continue
+        damage(folder / name, how)
+        for read in (checkpoints.restore, checkpoints.restore_weights):
+            with pytest.raises(checkpoints.DamagedCheckpoint) as raised:
+                read(tmp_path, 3, LARGE)
+            # Of a wrong sum, one cannot tell that it is the sum.
+            assert str(name) == checksums.FILE or raised.value.reason.startswith(f"{name} ")
+            assert str(raised.value) == f"checkpoint {folder} is damaged: {raised.value.reason}; there is no other"
+        shutil.copy2(good / name, folder / name)
+    toy.assert_bit_equal(checkpoints.restore(tmp_path, 3, LARGE)[0], LARGE)
+
+
+def test_a_folder_without_a_checkpoint_is_a_damaged_one_and_the_others_are_told(tmp_path, writer):
+    for step in (2, 3):
+        save(writer(), step)
+    (tmp_path / checkpoints.DIRECTORY / "5").mkdir()
+    with pytest.raises(checkpoints.DamagedCheckpoint, match=r"/5 is damaged: .* is missing; choose another: 2, 3$"):
+        checkpoints.restore_all_weights(tmp_path, 5)
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_damaged(tmp_path, writer, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder / "a"))
+
+    save(writer(), 3)
+    monkeypatch.setattr(checksums, "damage", refuse)
+    with pytest.raises(RequestError, match=r"/3 cannot be read: Permission denied \(.*/3/a\)") as raised:
+        checkpoints.restore(tmp_path, 3, STATE)
+    assert not isinstance(raised.value, checkpoints.DamagedCheckpoint)
+
+
+def test_what_is_set_aside_is_no_checkpoint_any_more(tmp_path, writer):
+    each = writer(Policy(keep_last=1))
+    for expected in ("3.damaged", "3.damaged-2", "3.damaged-3"):
+        save(each, 3)
+        assert checkpoints.set_aside(tmp_path, 3).name == expected
+        assert checkpoints.steps(tmp_path) == []
+    save(each, 4)
+    save(each, 5)  # retention and cleaning pass over them
+    checkpoints.clean(tmp_path)
+    left = {path.name for path in (tmp_path / checkpoints.DIRECTORY).iterdir()}
+    assert left == {"3.damaged", "3.damaged-2", "3.damaged-3", "5"}
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

@@ -1,0 +1,161 @@
+"""The Ray cluster that a command works in: one that it joins, or one that it starts for itself."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import ray
+from ray._private import ray_constants
+from ray._private import worker as ray_worker
+from ray._private.utils import read_ray_address
+from ray.exceptions import AuthenticationError
+
+from raylingvo.actors import memory, priorities
+from raylingvo.errors import RequestError
+
+# By these a terminal, `timeout`, a batch system or a shell that ends asks a run to stop.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_CONNECT_SECONDS = 10.0
+
+
+class Cluster(NamedTuple):
+    """What a run has to know of the Ray that this process is connected to."""
+
+    dashboard: str | None  # its address, if that is to be told
+    own: bool  # started by this process for itself: Ray's processes have inherited its environment
+    may_grow: bool  # what it has now says nothing about what it will have
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[Cluster]:
+    """Ray, as asked for: the cluster at `address`, the one this process is connected to, or one of our own."""
+    if ray.is_initialized():
+        yield _connected_already(address)
+        return
+    # No reports to anybody unless the user has asked for them.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # An actor without GPUs keeps its CUDA_VISIBLE_DEVICES (it runs on the CPU anyway); this also silences a warning.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray would run all actors at niceness 15. Training is what the machine is there for; the others step back.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # That a call is repeated because the SnapshotStore died is what a run survives, and says in a line of its own.
+    os.environ.setdefault("RAY_enable_output_error_log_if_still_retry", "0")
+    own = address in (None, "local")
+    if own:
+        # "local": never join somebody else's cluster by accident.
+        with blocked(STOP_SIGNALS), memory.kept(), _on_loopback():
+            dashboard = _init("local")
+        priorities.let_ray_step_back()
+    else:
+        dashboard = _join(str(address))
+    try:
+        yield Cluster(dashboard, own=own, may_grow=not own)
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def joined(address: str | None, otherwise: str = "say where it is with --address") -> Iterator[Cluster]:
+    """The cluster at `address`; if None, the one this process is connected to, or that `ray start` started here.
+
+    Raises RequestError if there is none; `otherwise` is what else the user can do about that.
+    """
+    if address is not None or ray.is_initialized():
+        with connected(address) as cluster:
+            yield cluster
+        return
+    # Not "auto": Ray would also find what processes, such as other runs, have started for themselves alone.
+    started = os.environ.get("RAY_ADDRESS") or read_ray_address()
+    if not started or ("RAY_ADDRESS" not in os.environ and _silence(started)):  # what was killed is still recorded
+        raise RequestError(
+            f"there is no Ray cluster on this machine; start one with `ray start --head`, or {otherwise}"
+        )
+    with connected(started) as cluster:
+        yield cluster._replace(may_grow=False)
+
+
+@contextlib.contextmanager
+def blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Blocks signals for this thread and, for ever, for the processes and threads it starts meanwhile.
+
+    A terminal, `timeout` and batch systems signal the whole process group. Ray's processes are to outlive that: they
+    end when this one has written its checkpoint, or by the kernel when it dies. (Ray does so for SIGINT only.)
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Keeps the servers of a Ray that is started meanwhile on 127.0.0.1, unless the environment asks for a cluster.
+
+    Ray (2.60) replaces `_node_ip_address="127.0.0.1"` by the machine's address and then listens on all interfaces.
+    This is the switch by which it stays on loopback on macOS and Windows. Its variable is read when Ray is imported.
+    """
+    if "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" in os.environ:
+        yield
+        return
+    allowed, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = allowed
+
+
+def _log_what_ray_prints(data: Mapping[str, Any], **_: Any) -> None:
+    for line in data["lines"]:
+        logging.getLogger(__name__).info("%s", line)
+
+
+def _init(address: str) -> str | None:
+    """Connects; the address of the dashboard."""
+    # Ray (2.60) prints a paragraph for each process that dies, to stdout, which may have to be one JSON object. What
+    # became of the process the run says itself.
+    ray_worker.print_to_stdstream = _log_what_ray_prints
+    return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR).dashboard_url
+
+
+def _join(address: str) -> str | None:
+    if silence := _silence(address):
+        raise RequestError(f"--address {address}: no Ray cluster there ({silence})")
+    # Ray shows its token only to a cluster that it has found by itself.
+    found = "RAY_ADDRESS" not in os.environ and address == read_ray_address()
+    try:
+        dashboard = _init("auto" if found else address)
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
+        wants_token = isinstance(error, ConnectionError) and not os.environ.get("RAY_AUTH_MODE")
+        hint = " (it may want Ray's token: set RAY_AUTH_MODE=token)" if wants_token else ""
+        raise RequestError(f"--address {address}: {str(error).strip().splitlines()[0]}{hint}") from error
+    if found and ray.get_runtime_context().gcs_address != address:
+        ray.shutdown()
+        raise RequestError(f"--address {address}: the cluster there has ended; start one with `ray start --head`")
+    return dashboard
+
+
+def _silence(address: str) -> Exception | None:
+    """Why host:port cannot be reached; Ray would try for ten minutes and more."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return None  # "auto", or a form that Ray knows, or has something to say about
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        return error
+    return None
+
+
+def _connected_already(address: str | None) -> Cluster:
+    if address is not None:
+        raise RequestError(f"--address {address}: this process is connected to a Ray cluster already")
+    # Whoever initialised it has been told the dashboard's address.
+    return Cluster(None, own=False, may_grow=False)

@@ -1,0 +1,223 @@
+"""The SnapshotStore as an actor: owns what it pulls from the Trainer, and wakes those who wait.
+
+It may die at any moment. Ray starts it again and repeats the calls that it had not answered, so every call may come
+twice; `open` tells the new one what the run knows, and what the Trainer still holds it pulls again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from raylingvo.actors.calls import PAYLOAD_SECONDS, POLL_SECONDS, fetch
+from raylingvo.actors.snapshot_store import Entry, SnapshotStore
+from raylingvo.actors.spill import SpillFolder
+
+if TYPE_CHECKING:  # this process needs no JAX
+    from raylingvo.actors.outbox import Announcement
+    from raylingvo.experiment import Policy
+
+    Readers = Sequence[tuple[str, Policy, Sequence[int]]]
+
+
+class StoreActor:
+    """Large objects only ever travel as references inside a list, which Ray does not fetch for the callee."""
+
+    def __init__(self, run: str, spill_token: str, max_bytes: int, max_count: int):
+        self._run = run
+        self._life = time.time()
+        self._calls = 0  # of this life to the Trainer
+        self._spill = SpillFolder(spill_token)
+        self._store = SnapshotStore(max_bytes, max_count, delete=self._spill.delete)
+        self._opened = asyncio.Event()
+        self._spilling = asyncio.Lock()
+        self._changed = asyncio.Condition()
+        self._results: list[dict[str, Any]] = []
+        self._failure: Exception | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._trainer: Any = None
+        self._kept: tuple[list[int], list[int]] = [], []  # as the Trainer knows it
+
+    def __repr__(self) -> str:
+        return f"SnapshotStore({self._run})"
+
+    async def open(self, readers: Readers, trainer: Any = None, last_step: int | None = None) -> bool:
+        """Tells who reads, with which policy, and which steps they have done. Calls after the first change nothing.
+
+        trainer: what a store that was started again refills itself from. last_step: as for `close`.
+        Returns whether it could be asked; if not, what a store held in memory is lost.
+        """
+        if self._opened.is_set():
+            return trainer is not None
+        for name, policy, done in readers:
+            self._store.register(name, policy, done)
+        for step, end_of_step, nbytes, place in self._spill.found():
+            self._store.add_from_disk(step, place, nbytes, end_of_step)
+        refilled = False
+        if trainer is not None:
+            self._trainer = trainer
+            with contextlib.suppress(RayActorError):
+                for announcement in await trainer.announcements.remote():
+                    self._pull(trainer, announcement)
+                refilled = True
+        if last_step is not None and refilled:
+            self._store.close(last_step)
+        self._opened.set()
+        await self._wake()
+        return refilled
+
+    async def unregister(self, name: str) -> None:
+        await self._opened.wait()
+        self._store.unregister(name)
+        await self._wake()
+
+    async def died(self, name: str) -> int | None:
+        """The reader `name` died, and will be started again. The step that it was working on."""
+        await self._opened.wait()
+        step = self._store.died(name)
+        await self._wake()
+        return step
+
+    async def set_aside(self, name: str, step: int) -> None:
+        """Reader `name` is not to work on `step`."""
+        await self._opened.wait()
+        self._store.set_aside(name, step)
+        await self._wake()
+
+    async def welcome(self, trainer: Any) -> None:
+        """A new Trainer, in the place of one that died: gets what only that one had, should this process die too."""
+        await self._opened.wait()
+        self._trainer = trainer
+        for step in self._store.needed()[0]:
+            entry = self._store.get(step)
+            if entry is not None and entry.whole:
+                announcement = (step, entry.time, entry.nbytes, None)
+                trainer.handed_over.remote(self._version(), announcement, [*entry.payload, None])
+
+    async def announce(self, trainer: Any, announcement: Announcement) -> None:
+        """The Trainer has a snapshot: pulls it. Readers are woken at once and wait for the object itself."""
+        await self._opened.wait()
+        entry = self._store.get(announcement[0])
+        if entry is None or entry.time != announcement[1]:  # else `open` has pulled it already
+            self._trainer = trainer
+            self._pull(trainer, announcement)
+            await self._wake()
+
+    def _pull(self, trainer: Any, announcement: Announcement) -> None:
+        step, end_of_step, nbytes, rest_nbytes = announcement
+        weights, rest, whole = trainer.snapshot.options(num_returns=3).remote(step)
+        payload, state = [weights], None if rest_nbytes is None else [rest]
+        self._store.add(step, payload, nbytes, end_of_step, state=state, state_nbytes=rest_nbytes or 0)
+        task = asyncio.create_task(self._settle(trainer, announcement, payload, rest, whole))
+        self._tasks.add(task)  # asyncio itself keeps only weak references
+        task.add_done_callback(self._tasks.discard)
+
+    async def _settle(
+        self, trainer: Any, announcement: Announcement, payload: list[Any], rest: Any, whole: Any
+    ) -> None:
+        step = announcement[0]
+        try:
+            there = await whole
+        except RayActorError:  # the Trainer died before it had handed the snapshot over
+            there = False
+        if there:
+            trainer.handed_over.remote(self._version(), announcement, [*payload, rest])
+        entry = self._store.get(step)
+        if entry is None or entry.payload is not payload:  # another Trainer has announced the step since
+            return
+        if not there:
+            self._store.lost(step)
+            await self._wake()
+            return
+        self._store.arrived(step)
+        try:
+            async with self._spilling:  # one at a time, or two would move the same
+                for entry in self._store.overflow():
+                    if (place := entry.place) is None:
+                        place = await asyncio.to_thread(self._spill_payload, entry)
+                    self._store.moved_out(entry.step, place)
+        except Exception as error:  # a full disk or object store: nobody awaits this task, so `results` raises it
+            self._failure = error
+        await self._wake()
+
+    def _spill_payload(self, entry: Entry) -> Path:
+        return self._spill.write(entry.step, entry.time, fetch(entry.payload[0], PAYLOAD_SECONDS))
+
+    async def lost(self, life: float, step: int) -> None:
+        """What this life of the store gave of `step` cannot be read. (Of an earlier one nothing can.)"""
+        if life == self._life:
+            self._store.lost(step)
+
+    async def take(self, name: str) -> dict[str, Any]:
+        """Long poll of a reader: {"life", "step", "time", "weights": [ref]}, or {"end": bool}."""
+        await self._opened.wait()
+        entry = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(POLL_SECONDS), self._changed:
+                await self._changed.wait_for(lambda: self._store.has_work(name) or self._store.finished(name))
+                entry = self._store.take(name)
+        if entry is None:
+            return {"end": self._store.finished(name)}
+        if not entry.in_memory:
+            async with self._spilling:
+                if not entry.in_memory:  # another reader may have had it brought back meanwhile
+                    arrays = await asyncio.to_thread(self._spill.read, entry.place)
+                    self._store.moved_in(entry.step, [ray.put(arrays)])
+        return {"life": self._life, "step": entry.step, "time": entry.time, "weights": entry.payload}
+
+    async def done(self, name: str, step: int, metrics: dict[str, float]) -> None:
+        await self._opened.wait()
+        self._store.done(name, step)
+        self._results.append({"reader": name, "step": step, "metrics": metrics})
+        await self._wake()
+
+    async def results(self, life: float | None, seen: int) -> tuple[float, list[dict[str, Any]]]:
+        """Long poll of the driver: (this life, its results after the first `seen`), at once if `life` is another one.
+
+        Raises what went wrong in the background.
+        """
+        if life != self._life:
+            return self._life, self._results
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(POLL_SECONDS), self._changed:
+                await self._changed.wait_for(lambda: len(self._results) > seen or self._failure)
+        if self._failure is not None:
+            raise self._failure
+        return self._life, self._results[seen:]
+
+    async def newest_state(self) -> dict[str, Any] | None:
+        await self._opened.wait()
+        newest = self._store.newest_state()
+        return newest and {"life": self._life, "step": newest[0], "weights": newest[1][0], "rest": newest[1][1]}
+
+    async def close(self, last_step: int) -> None:
+        """No snapshot will follow that of `last_step`."""
+        await self._opened.wait()
+        self._store.close(last_step)
+        await self._wake()
+
+    async def status(self) -> dict[str, Any]:
+        return self._store.status()
+
+    async def shutdown(self) -> None:
+        """Removes what lies on disk; to be called before the actor is killed, which runs no clean-up."""
+        self._spill.close()
+
+    async def _wake(self) -> None:
+        needed = self._store.needed()
+        if needed != self._kept and self._trainer is not None:
+            self._kept = needed
+            self._trainer.keep.remote(self._version(), *needed)
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _version(self) -> tuple[float, int]:
+        self._calls += 1
+        return self._life, self._calls
