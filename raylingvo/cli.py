@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raylingvo.errors import RequestError
+from raylingvo.errors import DiskError, RequestError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,7 +51,7 @@ def main() -> None:
         status = app(prog_name="raylingvo", standalone_mode=False)
     except RequestError as error:
         _say(f"raylingvo: {error}")
-        status = 2
+        status = 1 if isinstance(error, DiskError) else 2
     except KeyboardInterrupt:
         _say("raylingvo: interrupted")
         status = 130

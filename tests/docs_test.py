@@ -71,8 +71,9 @@ TO_RUN = [block for block in BLOCKS if block.language in RUN and not block.skipp
 
 
 def _timed(block: Block) -> Any:
-    """Those on translation train a model of real size: minutes, by `pytest -m slow -n 0 tests/docs_test.py`."""
-    return pytest.param(block, marks=pytest.mark.slow) if block.document.name == "translation.md" else block
+    """Those of some documents train models for minutes in all: `pytest -m slow -n 0 tests/docs_test.py`."""
+    slow = block.document.name in {"translation.md", "language_models.md"}
+    return pytest.param(block, marks=pytest.mark.slow) if slow else block
 
 
 class Reader:

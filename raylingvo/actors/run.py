@@ -118,6 +118,7 @@ def _result(
         "steps_per_second": trained.get("steps_per_second"),
         "examples_per_second": trained.get("examples_per_second"),
         "first_step_seconds": first_step and first_step - started,
+        **supervisor.survived,
         "logdir": str(home.path),
         "dashboard": home.info["dashboard"],
     }

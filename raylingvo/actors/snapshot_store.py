@@ -66,8 +66,8 @@ class SnapshotStore:
         self._state: Entry | None = None
 
     def register(self, name: str, policy: Policy, done: Iterable[int] = ()) -> None:
-        """Adds a reader that has finished the steps `done`."""
-        self._readers[name] = Reader(policy, set(done))
+        """Adds a reader, or more steps to those that it has finished."""
+        self._readers.setdefault(name, Reader(policy, set())).done.update(done)
 
     def died(self, name: str) -> int | None:
         """Reader `name` died, and will come back: its pin is undone. The step that it was working on."""
@@ -82,9 +82,10 @@ class SnapshotStore:
         self._drop_unneeded()
 
     def unregister(self, name: str) -> None:
-        """Reader `name` will not come back: nothing is kept for it."""
-        self._unpin(name, self._readers.pop(name))
-        self._drop_unneeded()
+        """Reader `name`, if there is one, will not come back: nothing is kept for it."""
+        if (reader := self._readers.pop(name, None)) is not None:
+            self._unpin(name, reader)
+            self._drop_unneeded()
 
     def add(
         self, step: int, payload: Any, nbytes: int, time: float, *, state: Any = None, state_nbytes: int = 0

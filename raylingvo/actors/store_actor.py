@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 
 from raylingvo.actors.calls import PAYLOAD_SECONDS, POLL_SECONDS, fetch
 from raylingvo.actors.snapshot_store import Entry, SnapshotStore
@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # this process needs no JAX
     from raylingvo.experiment import Policy
 
     Readers = Sequence[tuple[str, Policy, Sequence[int]]]
+
+
+_RETRY_SECONDS = 0.5  # between two tries to reach a Trainer that does not answer
 
 
 class StoreActor:
@@ -49,15 +52,15 @@ class StoreActor:
         return f"SnapshotStore({self._run})"
 
     async def open(self, readers: Readers, trainer: Any = None, last_step: int | None = None) -> bool:
-        """Tells who reads, with which policy, and which steps they have done. Calls after the first change nothing.
+        """Tells who reads, with which policy, and which steps they have done. A second call tells of more steps only.
 
         trainer: what a store that was started again refills itself from. last_step: as for `close`.
         Returns whether it could be asked; if not, what a store held in memory is lost.
         """
-        if self._opened.is_set():
-            return trainer is not None
         for name, policy, done in readers:
             self._store.register(name, policy, done)
+        if self._opened.is_set():
+            return trainer is not None
         for step, end_of_step, nbytes, place in self._spill.found():
             self._store.add_from_disk(step, place, nbytes, end_of_step)
         refilled = False
@@ -125,6 +128,10 @@ class StoreActor:
         step = announcement[0]
         try:
             there = await whole
+        except ActorUnavailableError:  # for the moment: it may turn out to be dead
+            await asyncio.sleep(_RETRY_SECONDS)
+            self._pull(trainer, announcement)
+            return
         except RayActorError:  # the Trainer died before it had handed the snapshot over
             there = False
         if there:

@@ -125,6 +125,16 @@ class Supervisor:
         ray.kill(self._store)
 
     @property
+    def survived(self) -> dict[str, Any]:
+        """What went wrong and did not end the run: restarts by role, preemptions, snapshots set aside by role."""
+        restarts = {"Trainer": self._recovery.restarts, "SnapshotStore": self._store_restarts}
+        return {
+            "restarts": restarts | {name: role.recovery.restarts for name, role in self._roles.items()},
+            "preemptions": self._preemptions,
+            "set_aside": {name: role.set_aside for name, role in self._roles.items() if role.set_aside},
+        }
+
+    @property
     def trained(self) -> dict[str, Any]:
         """What the Trainer returned; empty if it did not get that far."""
         return self._trained or {}
@@ -275,7 +285,7 @@ class Supervisor:
             return  # the store cannot be started again: _on_results deals with that
         failed = isinstance(error, RayTaskError)  # else it was killed, as the Trainer may be
         what = "failed" if failed else "died"
-        if failed and step is None and role.step is None:  # not bad luck
+        if isinstance(_cause(error), RequestError) or (failed and step is None and role.step is None):  # not bad luck
             self._lose(role, f"{role.name} failed", error)
             return
         if step is not None and role.killed_by == step:

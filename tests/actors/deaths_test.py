@@ -104,8 +104,9 @@ def test_a_trainer_that_is_told_to_go_saves_what_it_has(
     assert 29 <= step < 60
     assert f"checkpoint {step} written" in running.view.events
     assert f"training goes on from step {step}" in running.view.events
-    trainer = running.view.statuses[-1]["trainer"]
+    trainer, result = running.view.statuses[-1]["trainer"], running.result()
     assert (trainer["restarts"], trainer["preemptions"]) == (0, 1)
+    assert (result["restarts"]["Trainer"], result["preemptions"]) == (0, 1)
     assert_same_end(only_eval("every"), tmp_path / "preempted", whole)
 
 
@@ -153,6 +154,7 @@ def test_a_snapshot_that_kills_its_evaler_twice_is_set_aside(
 
     running.view.wait_for_event("Evaler(test) died twice on the snapshot of step 10, which is set aside")
     assert steps_of(tmp_path, "eval_test") == [20, 30, 40, 50, 60]
+    assert running.result()["set_aside"] == {"Evaler(test)": [10]}
     assert running.view.statuses[-1]["readers"][0]["set_aside"] == 1
 
 

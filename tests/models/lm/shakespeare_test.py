@@ -20,7 +20,11 @@ SMALL = {
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("CharTransformer", {}), ("CharTransformerLong", {}), ("CharMoe", {"task.model.stack.moe.hidden_dim": 64})],
+    [
+        ("CharTransformer", {}),
+        pytest.param("CharTransformerLong", {}, marks=pytest.mark.slow),
+        pytest.param("CharMoe", {"task.model.stack.moe.hidden_dim": 64}, marks=pytest.mark.slow),
+    ],
 )
 def test_it_learns(tmp_path, monkeypatch, name, more):
     monkeypatch.setenv("RAYLINGVO_DATA", str(tmp_path))

@@ -505,9 +505,23 @@ def test_says_what_is_wrong(arguments, message):
         beam_search(**{"step_fn": step_fn, "init_state": jnp.zeros(4), **good, **arguments})
 
 
-def test_lingvo_vectors(lingvo_vectors, implementation):
+def helper_cases(lingvo_vectors):
     cases = [(case, arrays) for case, arrays in lingvo_vectors("c_search") if case["kind"] == "beam_helper"]
-    assert cases
+    assert len(cases) > 3
+    return cases
+
+
+def test_some_of_lingvos_vectors(lingvo_vectors, implementation):
+    """A third of them: each is a program of its own to compile."""
+    check_vectors(helper_cases(lingvo_vectors)[::3], implementation)
+
+
+@pytest.mark.slow
+def test_lingvos_vectors(lingvo_vectors, implementation):
+    check_vectors(helper_cases(lingvo_vectors), implementation)
+
+
+def check_vectors(cases, implementation):
     for case, arrays in cases:
         params = {name.removeprefix("target_"): value for name, value in case["params"].items() if "sos" not in name}
         decoder = Decoder(
