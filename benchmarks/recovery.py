@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import ray
 from _compare import median, report
 
 import raylingvo as rl
 from raylingvo.actors import remote
+from raylingvo.actors.cluster import connected
 from raylingvo.actors.run import run
 from raylingvo.experiment import Checkpoints, Experiment, Snapshots
 from raylingvo.monitor.live import View
@@ -102,6 +102,7 @@ def measure_recovery(kills: int) -> dict[str, Any]:
         run(experiment, logdir, view=view, stop_request=killer)
         remote.start_trainer = start_trainer
         times = [record["time"] for record in read_metrics(logdir / "train")]
+        steps = read_metrics(logdir / "train")[-1]["step"]  # each has its line
         lines = (logdir / "train" / "metrics.jsonl").read_text().count("\n")
     first_step = min(t for t in times if t > started[0]) - started[0]
     recoveries = [min(t for t in times if t > killed) - killed for killed, _ in killer.killed]
@@ -110,7 +111,7 @@ def measure_recovery(kills: int) -> dict[str, Any]:
         "start_seconds": first_step,
         "recovery_seconds": recoveries,
         "steps_lost": [step - again for (_, step), again in zip(killer.killed, resumed, strict=True)],
-        "steps_repeated": lines - len({*times}),
+        "steps_repeated": lines - steps,
     }
 
 
@@ -158,8 +159,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="of each of these (default 600)")
     arguments = parser.parse_args()
 
-    ray.init(address="local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    found = [measure_recovery(arguments.kills) for _ in range(arguments.runs)]
+    with connected(None):
+        found = [measure_recovery(arguments.kills) for _ in range(arguments.runs)]
+        cost = measure_cost(arguments.rounds, arguments.steps)
     starts = [one["start_seconds"] for one in found]
     recoveries = [seconds for one in found for seconds in one["recovery_seconds"]]
     report(
@@ -170,7 +172,7 @@ def main() -> None:
         snapshot_every=EVERY,
         steps_lost=[steps for one in found for steps in one["steps_lost"]],
         steps_repeated=sum(one["steps_repeated"] for one in found),
-        **measure_cost(arguments.rounds, arguments.steps),
+        **cost,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import gates
 import jax
+import psutil
 import toy
 
 from raylingvo.experiment import Experiment, Reading, Snapshots
@@ -20,6 +22,16 @@ from raylingvo.training import checkpoints
 from raylingvo.training.state import init_state
 
 SECONDS = 120  # nothing here takes so long unless it hangs
+
+
+def processes(parent: int | None = None, *, kind: str = "") -> list[psutil.Process]:
+    """The actors of this class, or all of Ray's below a process (None: this one)."""
+    found = []
+    for process in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if " ".join(process.cmdline()).startswith(f"ray::{kind}"):
+                found.append(process)
+    return found
 
 
 class Watcher(View):

@@ -7,6 +7,8 @@ import faulthandler
 from collections.abc import Iterator
 from pathlib import Path
 
+from raylingvo.monitor.atomic import naming
+
 TRAINER = "trainer"
 
 
@@ -14,13 +16,16 @@ TRAINER = "trainer"
 def recorded(logdir: Path, role: str) -> Iterator[None]:
     """If this process is to die so meanwhile, the stacks of its threads go to `LOGDIR/control/<role>_crash.txt`."""
     path = _path(logdir, role)
-    with path.open("w") as file:
+    with naming(path):
+        file = path.open("w")
+    with file:
         faulthandler.enable(file)
         try:
             yield
         finally:
             faulthandler.enable()  # as Ray has it: to stderr
-            path.unlink()
+            with contextlib.suppress(OSError):  # of a disk that has made it fail
+                forget(logdir, role)
 
 
 def read(logdir: Path, role: str) -> str:
@@ -30,6 +35,11 @@ def read(logdir: Path, role: str) -> str:
         return ""
     first_line = path.read_text(errors="replace").partition("\n")[0]
     return first_line and f"{first_line} ({path})"
+
+
+def forget(logdir: Path, role: str) -> None:
+    """What an earlier process of the role has said is not said of the next one."""
+    _path(logdir, role).unlink(missing_ok=True)
 
 
 def _path(logdir: Path, role: str) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from raylingvo.actors.calls import POLL_SECONDS, REPLY_SECONDS, fetch
 from raylingvo.actors.cluster import joined
@@ -80,7 +80,7 @@ def _wait_until_begun(driver: Any) -> None:
         if (ending := news["ended"]) is not None:
             with contextlib.suppress(RayActorError):
                 fetch(driver.farewell.remote(STARTER))
-            raise RequestError(ending.message) if ending.exit_status == 2 else RuntimeError(ending.trace)
+            raise RuntimeError(ending.trace) if ending.trace else RequestError(ending.message)
         seen = news["number"]
 
 
@@ -160,7 +160,8 @@ class RunInSight:
                 return Ending(1, None, f"the driver is gone: {str(error).strip().splitlines()[0]}")
             return _ending_of(runs.load_run(logdir))
         except BaseException:
-            fetch(self._driver.leave.remote(follower), _GLANCE_SECONDS)
+            with contextlib.suppress(RayError):  # it may be what does not answer
+                fetch(self._driver.leave.remote(follower), _GLANCE_SECONDS)
             raise
         with contextlib.suppress(RayActorError):
             fetch(self._driver.farewell.remote(follower))  # when this command ends, the run has left the cluster

@@ -20,7 +20,7 @@ from raylingvo.actors import memory
 from raylingvo.actors.calls import POLL_SECONDS
 from raylingvo.actors.cluster import Cluster
 from raylingvo.data.paths import data_root
-from raylingvo.errors import RequestError
+from raylingvo.errors import DiskError, RequestError
 from raylingvo.monitor.atomic import naming
 from raylingvo.monitor.live_plain import PlainView
 from raylingvo.monitor.live_tee import TeeView
@@ -164,7 +164,7 @@ class DriverActor:
         except RunFailed as failure:
             ending = Ending(1, failure.result, str(failure), failure.trace)
         except RequestError as error:
-            ending = Ending(2, None, str(error))
+            ending = Ending(1 if isinstance(error, DiskError) else 2, None, str(error))
         else:
             ending = Ending(130 if result["status"] == "interrupted" else 0, result)
         try:

@@ -22,6 +22,7 @@ class ReaderRole:
     actor: Any = None
     ended: Literal["finished", "failed"] | None = None
     restarting: bool = False  # when its time has come
+    began_with_store: int = 0  # how often the store had been started again when the actor began
     killed_by: int | None = None  # the step it was working on when it died last
     recorded_before: set[int] = dataclasses.field(default_factory=set)  # steps with a result when this run started
     done: set[int] = dataclasses.field(default_factory=set)  # and since

@@ -30,13 +30,17 @@ class Recovery:
         self._last: Failure | None = None
         self.restarts = 0  # in all
 
+    def repeated(self, failure: Failure | None) -> bool:
+        """Whether it is the failure that ended the life before."""
+        return failure is not None and failure == self._last
+
     def delay(self, safe_step: int, failure: Failure | None = None) -> float | None:
         """Counts a bad end; seconds to wait before the role is started again, or None: not any more.
 
         safe_step: what the next life goes on from, or the last step whose result is recorded.
         failure: None if the process died, and could not tell.
         """
-        if failure is not None and failure == self._last:
+        if self.repeated(failure):
             return None
         self._last = failure
         if safe_step > self._safe_step:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from raylingvo import config
 from raylingvo.actors import crashes, memory, priorities
-from raylingvo.actors.calls import PAYLOAD_SECONDS, POLL_SECONDS, REPLY_SECONDS, fetch
+from raylingvo.actors.calls import PAYLOAD_SECONDS, POLL_SECONDS, fetch
 from raylingvo.actors.outbox import Announcement, Outbox, Snapshot, Version
 from raylingvo.actors.store_actor import StoreActor
 from raylingvo.data.paths import data_root
@@ -81,7 +81,7 @@ class TrainerActor:
         self._rate_factor: float | None = None
         # Ray calls this in the main thread. What it would do itself is to end the process.
         signal.signal(signal.SIGTERM, self._on_sigterm)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see run.py, _blocked
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see cluster.py, blocked
 
     def __repr__(self) -> str:
         return f"Trainer({self._job.run})"
@@ -89,13 +89,14 @@ class TrainerActor:
     def _on_sigterm(self, _number: int, _frame: Any) -> None:
         """The machine is being taken away: what can be saved in the time that is left is a checkpoint."""
         self._preempted = True
-        self.stop(resumable=True)
+        if self._stop_request is None:
+            self.stop(resumable=True)
 
     def run(self) -> dict[str, Any]:
         """Trains; returns what Trainer.run does, its last status, and whether it was SIGTERM that ended it.
 
-        By then the store has all snapshots. What fails in here, the import of the user's modules too, is the run's
-        failure and not the death of a role.
+        By then the store has all snapshots, if the run is not interrupted. What fails in here, the import of the user's
+        modules too, is the run's failure and not the death of a role.
         """
         with crashes.recorded(Path(self._job.logdir), crashes.TRAINER):
             return self._run()
@@ -112,7 +113,8 @@ class TrainerActor:
             if self._rate_factor is not None:
                 trainer.scale_rate(self._rate_factor)
         result = trainer.run()
-        self._outbox.wait_handed_over(PAYLOAD_SECONDS)
+        if not self._stop_request:  # else nothing will be evaluated, and the last step is on disk
+            self._outbox.wait_handed_over(PAYLOAD_SECONDS)
         return {**result, "status": trainer.status(), "preempted": self._preempted}
 
     def status(self, seen: int = 0) -> dict[str, Any] | None:
@@ -177,7 +179,7 @@ class _Publisher:
             except GetTimeoutError:
                 raise
             except RayError:  # the machine that held it is gone
-                fetch(self._store.lost.remote(newest["life"], newest["step"]))
+                fetch(self._store.lost.remote(newest["life"], newest["step"], newest["weights"]))
                 continue
             return newest["step"], Snapshot(weights, rest, position)
         return None
@@ -220,15 +222,20 @@ class _Feed:
         from raylingvo.actors.reader import Arrival
 
         while True:
-            reply = fetch(self._store.take.remote(self._name), POLL_SECONDS + REPLY_SECONDS)
+            # It may have to be brought back from a slow disk.
+            reply = fetch(self._store.take.remote(self._name), POLL_SECONDS + PAYLOAD_SECONDS)
             if "step" not in reply:
                 if reply["end"]:
                     return None
                 continue
             try:
                 weights = fetch(reply["weights"][0], PAYLOAD_SECONDS)
-            except (RayActorError, ObjectLostError):  # the Trainer died before it had handed them over, or the store
-                fetch(self._store.lost.remote(reply["life"], reply["step"]))
+            except (GetTimeoutError, RayTaskError):
+                raise
+            except RayError:  # the Trainer died before it had handed them over, or the store
+                weights = None
+            if weights is None:
+                fetch(self._store.lost.remote(reply["life"], reply["step"], reply["weights"]))
                 continue
             return Arrival(reply["step"], reply["time"], weights)
 

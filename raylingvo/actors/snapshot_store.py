@@ -113,12 +113,19 @@ class SnapshotStore:
             entry.state, entry.state_nbytes = None, 0  # only the newest is kept
             self._drop_unneeded()
 
-    def lost(self, step: int) -> None:
-        """The payload of `step` turned out to be unreadable: its owner died before it was complete."""
-        if (entry := self._entries.pop(step, None)) is not None:
-            self._delete_place(entry)
-        if self._state is not None and self._state.step == step:
+    def lost(self, step: int, payload: Any = None) -> None:
+        """What leads to the weights of `step` leads nowhere: their owner died before they were complete.
+
+        payload: what was tried, if it may not be the newest of that step.
+        """
+        if self._state is not None and self._state.step == step and payload in (None, self._state.payload):
             self._state = None
+        entry = self._entries.get(step)
+        if entry is None or payload not in (None, entry.payload):
+            return
+        del self._entries[step]
+        self._published.discard(step)
+        self._delete_place(entry)
         for reader in self._readers.values():
             if reader.working_on == step:
                 reader.working_on = None
@@ -180,17 +187,19 @@ class SnapshotStore:
                 nbytes -= entry.nbytes
         return moved
 
-    def moved_out(self, step: int, place: Any) -> None:
-        """The weights of `step` are at `place` on disk, and no longer in memory."""
-        if (entry := self._entries.get(step)) is not None:
+    def moved_out(self, entry: Entry, place: Any) -> None:
+        """The weights of an entry are at `place` on disk, and no longer in memory."""
+        if self._entries.get(entry.step) is entry:
             entry.payload, entry.place = None, place
-        else:
+        else:  # it was dropped, or replaced, meanwhile
             self._delete(place)
 
-    def moved_in(self, step: int, payload: Any) -> None:
-        """The weights of `step` are in memory again; what is on disk stays until they are not needed any more."""
-        if (entry := self._entries.get(step)) is not None:
-            entry.payload = payload
+    def whole(self) -> list[Entry]:
+        """What is complete and has its weights in memory alone; the newest state with the rest of it."""
+        entries = {step: entry for step, entry in self._entries.items() if entry.whole and entry.place is None}
+        if self._state is not None:
+            entries[self._state.step] = self._state
+        return [entry for _, entry in sorted(entries.items())]
 
     def needed(self) -> tuple[list[int], list[int]]:
         """What memory alone has: (the steps whose weights are not on disk, those whose whole train state is wanted)."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from raylingvo.actors.calls import PAYLOAD_SECONDS, POLL_SECONDS, fetch
 from raylingvo.actors.snapshot_store import Entry, SnapshotStore
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # this process needs no JAX
 
 
 _RETRY_SECONDS = 0.5  # between two tries to reach a Trainer that does not answer
+_REFILL_SECONDS = 10.0  # how long readers wait for a Trainer that may never come
 
 
 class StoreActor:
@@ -39,42 +40,50 @@ class StoreActor:
         self._calls = 0  # of this life to the Trainer
         self._spill = SpillFolder(spill_token)
         self._store = SnapshotStore(max_bytes, max_count, delete=self._spill.delete)
+        self._opening = asyncio.Lock()
         self._opened = asyncio.Event()
+        self._refilled = 0
         self._spilling = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._results: list[dict[str, Any]] = []
         self._failure: Exception | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[bool]] = set()
         self._trainer: Any = None
         self._kept: tuple[list[int], list[int]] = [], []  # as the Trainer knows it
 
     def __repr__(self) -> str:
         return f"SnapshotStore({self._run})"
 
-    async def open(self, readers: Readers, trainer: Any = None, last_step: int | None = None) -> bool:
-        """Tells who reads, with which policy, and which steps they have done. A second call tells of more steps only.
+    async def open(self, readers: Readers, trainer: Any = None, last_step: int | None = None) -> tuple[float, int]:
+        """Tells who reads, with which policy, and which steps they have done.
 
-        trainer: what a store that was started again refills itself from. last_step: as for `close`.
-        Returns whether it could be asked; if not, what a store held in memory is lost.
+        trainer: what a store that was started again refills itself from. last_step: as for `close`. A second call in
+        the same life tells of more steps that are done, at most.
+        Returns (this life, the number of snapshots that have come from the Trainer).
         """
         for name, policy, done in readers:
             self._store.register(name, policy, done)
-        if self._opened.is_set():
-            return trainer is not None
+        async with self._opening:
+            if not self._opened.is_set():
+                self._refilled = await self._refill(trainer)
+                self._opened.set()
+        if last_step is not None and self._refilled:
+            self._store.close(last_step)
+        await self._wake()
+        return self._life, self._refilled
+
+    async def _refill(self, trainer: Any) -> int:
         for step, end_of_step, nbytes, place in self._spill.found():
             self._store.add_from_disk(step, place, nbytes, end_of_step)
-        refilled = False
-        if trainer is not None:
-            self._trainer = trainer
-            with contextlib.suppress(RayActorError):
-                for announcement in await trainer.announcements.remote():
-                    self._pull(trainer, announcement)
-                refilled = True
-        if last_step is not None and refilled:
-            self._store.close(last_step)
-        self._opened.set()
-        await self._wake()
-        return refilled
+        if trainer is None:
+            return 0
+        self._trainer = trainer
+        try:
+            async with asyncio.timeout(_REFILL_SECONDS):
+                announcements = await trainer.announcements.remote()
+        except (RayError, TimeoutError):  # it is dead, or there is no machine for it yet
+            return 0
+        return sum(await asyncio.gather(*(self._pull(trainer, announcement) for announcement in announcements)))
 
     async def unregister(self, name: str) -> None:
         await self._opened.wait()
@@ -98,11 +107,10 @@ class StoreActor:
         """A new Trainer, in the place of one that died: gets what only that one had, should this process die too."""
         await self._opened.wait()
         self._trainer = trainer
-        for step in self._store.needed()[0]:
-            entry = self._store.get(step)
-            if entry is not None and entry.whole:
-                announcement = (step, entry.time, entry.nbytes, None)
-                trainer.handed_over.remote(self._version(), announcement, [*entry.payload, None])
+        for entry in self._store.whole():
+            announcement = (entry.step, entry.time, entry.nbytes, entry.state and entry.state_nbytes)
+            rest = entry.state[0] if entry.state else None
+            trainer.handed_over.remote(self._version(), announcement, [*entry.payload, rest])
 
     async def announce(self, trainer: Any, announcement: Announcement) -> None:
         """The Trainer has a snapshot: pulls it. Readers are woken at once and wait for the object itself."""
@@ -113,7 +121,8 @@ class StoreActor:
             self._pull(trainer, announcement)
             await self._wake()
 
-    def _pull(self, trainer: Any, announcement: Announcement) -> None:
+    def _pull(self, trainer: Any, announcement: Announcement) -> asyncio.Task[bool]:
+        """The task tells whether the snapshot has come."""
         step, end_of_step, nbytes, rest_nbytes = announcement
         weights, rest, whole = trainer.snapshot.options(num_returns=3).remote(step)
         payload, state = [weights], None if rest_nbytes is None else [rest]
@@ -121,46 +130,58 @@ class StoreActor:
         task = asyncio.create_task(self._settle(trainer, announcement, payload, rest, whole))
         self._tasks.add(task)  # asyncio itself keeps only weak references
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _settle(
         self, trainer: Any, announcement: Announcement, payload: list[Any], rest: Any, whole: Any
-    ) -> None:
+    ) -> bool:
         step = announcement[0]
         try:
             there = await whole
         except ActorUnavailableError:  # for the moment: it may turn out to be dead
             await asyncio.sleep(_RETRY_SECONDS)
-            self._pull(trainer, announcement)
-            return
-        except RayActorError:  # the Trainer died before it had handed the snapshot over
+            return await self._pull(trainer, announcement) if self._is_of(step, payload) else False
+        except RayTaskError as error:  # there is no room for it in the object store, say
+            self._failure, there = error, False
+        except RayError:  # the Trainer died, however, before it had handed the snapshot over
             there = False
         if there:
             trainer.handed_over.remote(self._version(), announcement, [*payload, rest])
+        if self._is_of(step, payload):  # else another Trainer has announced the step since
+            if there:
+                self._store.arrived(step)
+                await self._move_out()
+            else:
+                self._store.lost(step)
+        await self._wake()
+        return there
+
+    def _is_of(self, step: int, payload: list[Any]) -> bool:
+        """Whether this is what the store has of the step, and not what came of a later announcement."""
         entry = self._store.get(step)
-        if entry is None or entry.payload is not payload:  # another Trainer has announced the step since
-            return
-        if not there:
-            self._store.lost(step)
-            await self._wake()
-            return
-        self._store.arrived(step)
+        return entry is not None and entry.payload is payload
+
+    async def _move_out(self) -> None:
         try:
-            async with self._spilling:  # one at a time, or two would move the same
-                for entry in self._store.overflow():
+            while True:
+                async with self._spilling:  # one at a time, or two would move the same
+                    entry = next(iter(self._store.overflow()), None)
+                    if entry is None:
+                        return
                     if (place := entry.place) is None:
                         place = await asyncio.to_thread(self._spill_payload, entry)
-                    self._store.moved_out(entry.step, place)
+                    self._store.moved_out(entry, place)
         except Exception as error:  # a full disk or object store: nobody awaits this task, so `results` raises it
             self._failure = error
-        await self._wake()
 
     def _spill_payload(self, entry: Entry) -> Path:
         return self._spill.write(entry.step, entry.time, fetch(entry.payload[0], PAYLOAD_SECONDS))
 
-    async def lost(self, life: float, step: int) -> None:
+    async def lost(self, life: float, step: int, weights: list[Any]) -> None:
         """What this life of the store gave of `step` cannot be read. (Of an earlier one nothing can.)"""
         if life == self._life:
-            self._store.lost(step)
+            self._store.lost(step, weights)
+            await self._wake()
 
     async def take(self, name: str) -> dict[str, Any]:
         """Long poll of a reader: {"life", "step", "time", "weights": [ref]}, or {"end": bool}."""
@@ -176,7 +197,7 @@ class StoreActor:
             async with self._spilling:
                 if not entry.in_memory:  # another reader may have had it brought back meanwhile
                     arrays = await asyncio.to_thread(self._spill.read, entry.place)
-                    self._store.moved_in(entry.step, [ray.put(arrays)])
+                    entry.payload = [ray.put(arrays)]
         return {"life": self._life, "step": entry.step, "time": entry.time, "weights": entry.payload}
 
     async def done(self, name: str, step: int, metrics: dict[str, float]) -> None:
@@ -215,7 +236,8 @@ class StoreActor:
 
     async def shutdown(self) -> None:
         """Removes what lies on disk; to be called before the actor is killed, which runs no clean-up."""
-        self._spill.close()
+        async with self._spilling:
+            self._spill.close()
 
     async def _wake(self) -> None:
         needed = self._store.needed()

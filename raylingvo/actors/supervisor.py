@@ -15,8 +15,9 @@ from raylingvo.actors import crashes, remote
 from raylingvo.actors.calls import fetch
 from raylingvo.actors.reader_role import ReaderRole, reader_roles
 from raylingvo.actors.recovery import Failure, Recovery
-from raylingvo.errors import RequestError, TrainingFailed
+from raylingvo.errors import DiskError, RequestError, TrainingFailed
 from raylingvo.experiment import Experiment, Policy
+from raylingvo.monitor import text
 from raylingvo.monitor.live import View
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.monitor.status import Status, TrainerStatus
@@ -75,8 +76,10 @@ class Supervisor:
                 self._watch_over()
             return self._ending()
         finally:
-            self._show()
-            self._kill_roles()
+            try:
+                self._show()
+            finally:
+                self._kill_roles()
 
     def _start(self) -> bool:
         """Starts store and Trainer. False, and a failure recorded, if the store cannot be reached."""
@@ -85,7 +88,7 @@ class Supervisor:
             role.recorded_before = {*self._recorded(role)}
         try:
             # With all readers before the first snapshot: one of policy `every` must not miss it.
-            fetch(self._store.open.remote(self._readers()))
+            self._store_life, _ = fetch(self._store.open.remote(self._readers()))
         except RayError as error:
             self._record_failure("the SnapshotStore did not start", error)
             return False
@@ -110,8 +113,8 @@ class Supervisor:
 
     def _do_what_is_due(self) -> None:
         now = time.monotonic()
-        # A run that is to stop needs its Trainer for that, and waits no longer.
-        due = [act for when, act in self._later if when <= now or self._asked_to_stop]
+        # A run that is interrupted needs its Trainer for that, and waits no longer.
+        due = [act for when, act in self._later if when <= now or self._resumable]
         self._later = [(when, act) for when, act in self._later if act not in due]
         for act in due:
             act()
@@ -142,6 +145,9 @@ class Supervisor:
     # -- the Trainer ---------------------------------------------------------------------------------------------------
 
     def _new_trainer(self) -> None:
+        self._forget(self._on_trainer_status)  # of the one before
+        crashes.forget(self._logdir, crashes.TRAINER)
+        self._trainer_status["state"] = "starting"
         self._trainer = remote.start_trainer(self._job, self._experiment.resources.trainer, self._store)
         self._num_events = 0
 
@@ -186,14 +192,14 @@ class Supervisor:
         self._restart_trainer(f"failed at step {failure.step}", failure.error, error, failure)
 
     def _restart_trainer(self, what: str, why: str, error: RayError, failure: Failure | None) -> None:
+        again = " again" if self._recovery.repeated(failure) else ""
         delay = self._recovery.delay(self._safe_step(), failure)
         if delay is None:
-            twice = failure is not None and self._recovery.restarts
-            self._trainer_failed(f"the Trainer {what}{' again' if twice else ''}", why, error)
+            self._trainer_failed(f"the Trainer {what}{again}", why, error)
             return
         self._view.event(f"the Trainer {what}; started again ({self._recovery.restarts}){_in(delay)}: {why}")
-        self._trainer_status["state"] = "starting"
         self._trainer = None
+        self._trainer_status["state"] = "starting"
         self._later.append((time.monotonic() + delay, self._start_trainer_again))
 
     def _on_preemption(self, step: int) -> None:
@@ -261,6 +267,7 @@ class Supervisor:
 
     def _start_role(self, role: ReaderRole) -> None:
         role.restarting = False
+        role.began_with_store = self._store_restarts
         role.actor = remote.start_reader(role.kind, role.dataset, role.name, self._job, role.resources, self._store)
         self._watch(role.actor.run.remote(), lambda ref: self._on_role_end(role, ref))
 
@@ -285,7 +292,8 @@ class Supervisor:
             return  # the store cannot be started again: _on_results deals with that
         failed = isinstance(error, RayTaskError)  # else it was killed, as the Trainer may be
         what = "failed" if failed else "died"
-        if isinstance(_cause(error), RequestError) or (failed and step is None and role.step is None):  # not bad luck
+        started = step is not None or role.step is not None or role.began_with_store != self._store_restarts
+        if isinstance(_cause(error), RequestError) or (failed and not started):  # not bad luck
             self._lose(role, f"{role.name} failed", error)
             return
         if step is not None and role.killed_by == step:
@@ -295,7 +303,7 @@ class Supervisor:
         role.killed_by = step
         delay = role.recovery.delay(-1 if role.step is None else role.step)
         if delay is None:
-            self._lose(role, f"{role.name} {what} {role.recovery.restarts + 1} times", error)
+            self._lose(role, f"{role.name} {what} after {text.count(role.recovery.restarts, 'restart')}", error)
             return
         count = role.recovery.restarts
         self._view.event(f"{role.name} {what}; started again ({count}){_in(delay)}: {_line(_cause(error))}")
@@ -305,7 +313,7 @@ class Supervisor:
         """Training goes on without this role; the run will have failed."""
         role.ended = "failed"
         self._store.unregister.remote(role.name)
-        if role.step is None and not role.recovery.restarts:
+        if role.step is None and not role.recovery.restarts and not isinstance(_cause(error), DiskError):
             _raise_if_request_error(error)  # it has never worked: better to say so now than when training is over
         self._record_failure(f"{what}; training goes on without it", error)
 
@@ -316,12 +324,10 @@ class Supervisor:
         try:
             life, results = fetch(ref)
         except RayError as error:
-            self._record_failure("the SnapshotStore failed", error)
-            self._stop("the SnapshotStore failed", resumable=True)
+            self._store_failed(error)
             return
         if life != self._store_life:
-            if self._store_life is not None:
-                self._on_new_store()
+            self._on_new_store()
             self._store_life, self._num_results = life, 0
         self._num_results += len(results)
         self._ask_for_results()
@@ -336,24 +342,39 @@ class Supervisor:
             self._show()
         self._follow_metrics()
 
+    def _store_failed(self, error: RayError) -> None:
+        self._record_failure("the SnapshotStore failed", error)
+        self._stop("the SnapshotStore failed", resumable=True)
+
     def _on_new_store(self) -> None:
         """Ray has started the store again: it knows nothing yet."""
         self._store_restarts += 1
+        had_snapshots = bool(self._store_status.get("held"))
+        self._forget(self._on_store_status)  # of the one before
         self._store_status = {}
         self._show()
         self._view.event(f"the SnapshotStore died; started again ({self._store_restarts})")
-        for role in self._roles.values():  # results that the dead one has not passed on
-            role.done = {*self._recorded(role)} - role.recorded_before
+        self._take(result for role in self._roles.values() for result in self._unheard(role))
         last_step = self._trained["step"] if self._trained else None
-        self._watch(self._store.open.remote(self._readers(), self._trainer, last_step), self._on_store_open)
+        opened = self._store.open.remote(self._readers(), self._trainer, last_step)
+        self._watch(opened, lambda ref: self._on_store_open(had_snapshots, ref))
 
-    def _on_store_open(self, ref: ray.ObjectRef) -> None:
+    def _unheard(self, role: ReaderRole) -> list[dict[str, Any]]:
+        """Results that the dead store has not passed on."""
+        found = []
+        for record in read_metrics(self._logdir / role.folder):
+            step, _ = record.pop("step"), record.pop("time")
+            if step not in role.recorded_before | role.done:
+                found.append({"reader": role.name, "step": step, "metrics": record})
+        return found
+
+    def _on_store_open(self, had_snapshots: bool, ref: ray.ObjectRef) -> None:
         try:
-            refilled = fetch(ref)
+            _, refilled = fetch(ref)
         except RayError as error:
-            self._record_failure("the SnapshotStore failed", error)
+            self._store_failed(error)
             return
-        if refilled:
+        if refilled or not had_snapshots:
             self._view.event("the SnapshotStore has its snapshots again")
             return
         self._view.event("the SnapshotStore has lost its snapshots: the Trainer died at the same time")
@@ -368,7 +389,8 @@ class Supervisor:
             factor = dev_based(train.dev_based, self._history(train.dev_based.metric))
             if factor != self._rate_factor:
                 self._rate_factor = factor
-                self._trainer.scale_rate.remote(factor)
+                if self._trainer is not None:  # else the next one is told
+                    self._trainer.scale_rate.remote(factor)
         if train.early_stop is not None:
             reason = early_stop.stop_reason(train.early_stop, self._history(train.early_stop.metric))
             if reason is not None:
@@ -381,6 +403,10 @@ class Supervisor:
 
     def _watch(self, ref: ray.ObjectRef, handle: Callable[[ray.ObjectRef], None]) -> None:
         self._pending[ref] = handle
+
+    def _forget(self, handle: Callable[[ray.ObjectRef], None]) -> None:
+        """No answer that is still to come is of interest to this handler."""
+        self._pending = {ref: other for ref, other in self._pending.items() if other != handle}
 
     def _over(self) -> bool:
         if self._trained is None:

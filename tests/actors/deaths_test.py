@@ -13,10 +13,9 @@ from typing import Any
 
 import gates
 import numpy as np
-import psutil
 import pytest
 import toy
-from running import Running, assert_same_end, gated, only_eval, steps_of
+from running import Running, assert_same_end, gated, only_eval, processes, steps_of
 
 from raylingvo.experiment import Experiment
 from raylingvo.monitor.metrics_log import read_metrics
@@ -121,7 +120,8 @@ def test_a_store_killed_in_the_middle_costs_nobody_anything(
         eval_gate.wait()
         eval_gate.let_through()
     eval_gate.wait()  # in the middle of the second; 30, and perhaps 40, wait in the store's memory
-    os.kill(pid_of("StoreActor"), signal.SIGKILL)
+    (store,) = processes(kind="StoreActor")
+    store.kill()
     running.view.wait_for_event("the SnapshotStore died; started again (1)")
     running.view.wait_for(lambda status: status["store"]["held"] >= 2)  # from the Trainer's memory
     (train_gate.folder / "open").touch()
@@ -219,9 +219,3 @@ class FailingRows(toy.Rows):
                 flag.touch()
             raise OSError("the disk is away")
         return super().take(indices)
-
-
-def pid_of(actor: str) -> int:
-    """The process of the one actor of this class."""
-    (found,) = [p.pid for p in psutil.Process().children(recursive=True) if f"ray::{actor}" in " ".join(p.cmdline())]
-    return found

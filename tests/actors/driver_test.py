@@ -17,7 +17,7 @@ import pytest
 import ray
 import toy
 from command_line import Command, command_of
-from running import SECONDS, Running, Watcher, assert_same_end
+from running import SECONDS, Running, Watcher, assert_same_end, processes
 from toy_run import arguments, experiment, started
 
 from raylingvo.actors import detached
@@ -60,8 +60,8 @@ def _drivers() -> list[str]:
 
 def _roles() -> list[psutil.Process]:
     """The processes of actors in this cluster."""
-    workers = [p for p in psutil.Process().children(recursive=True) if p.cmdline()[:1]]
-    return [p for p in workers if p.cmdline()[0].startswith("ray::") and "Actor" in p.cmdline()[0]]
+    kinds = ("TrainerActor", "StoreActor", "ReaderActor", "DriverActor")
+    return [process for kind in kinds for process in processes(kind=kind)]
 
 
 def _ended(processes: list[psutil.Process]) -> bool:

@@ -97,7 +97,7 @@ class History:
         assert [entry.step for entry in overflow] == sorted(entry.step for entry in overflow)
         for entry in overflow:
             assert entry.step not in unmovable
-            self.store.moved_out(entry.step, ("disk", entry.step))
+            self.store.moved_out(entry, ("disk", entry.step))
         status = self.store.status()
         if status["held"] > self.store.max_count or status["bytes"] > self.store.max_bytes:
             assert status["held"] <= len(unmovable)
@@ -220,10 +220,10 @@ def test_nothing_is_kept_for_a_reader_that_is_gone():
 def test_what_is_read_from_disk_counts_as_memory_again():
     store = store_of(1, 2, reader="every", max_count=1)
     (entry,) = store.overflow()
-    store.moved_out(entry.step, "file")
+    store.moved_out(entry, "file")
     assert (store.status()["held"], store.status()["on_disk"], store.nbytes) == (1, 1, 10)
     assert store.take("reader").place == "file"
-    store.moved_in(1, "weights")
+    store.get(1).payload = "weights"
     assert (store.status()["held"], store.status()["on_disk"], store.nbytes) == (2, 0, 20)
     assert store.overflow() == []  # pinned
     assert store.needed() == ([2], [])  # the file is still there, should the store die
@@ -260,7 +260,7 @@ def test_what_lies_on_disk_is_deleted_when_nobody_will_read_it():
     for step in (1, 2, 3):
         put(store, step, step, 1, 0.0)
     for entry in store.overflow():
-        store.moved_out(entry.step, f"file {entry.step}")
+        store.moved_out(entry, f"file {entry.step}")
     put(store, 1, "again", 1, 0.0)
     assert deleted == ["file 1"]
     store.unregister("reader")
