@@ -265,3 +265,61 @@ def test_what_lies_on_disk_is_deleted_when_nobody_will_read_it():
     assert deleted == ["file 1"]
     store.unregister("reader")
     assert deleted == ["file 1", "file 2"]
+
+
+def test_a_last_snapshot_that_is_lost_is_waited_for():
+    store = store_of(10, reader="last")
+    store.close(10)
+    assert store.has_work("reader")
+    store.lost(10)
+    assert not store.finished("reader")
+    put(store, 10, "again", 1, 0.0)
+    assert store.take("reader").payload == "again"
+
+
+def test_what_was_tried_in_vain_is_not_what_came_since():
+    store = SnapshotStore(10**9, 10**9)
+    put(store, 10, "old", 1, 0.0, state="rest")
+    put(store, 10, "new", 1, 0.0, state="rest")
+    store.lost(10, "old")
+    assert store.newest_state() == (10, ("new", "rest"))
+    store.lost(10, "new")
+    assert store.newest_state() is None
+    assert store.get(10) is None
+
+
+def test_what_is_moved_to_disk_is_not_what_replaced_it():
+    deleted = []
+    store = SnapshotStore(10**9, 1, delete=deleted.append)
+    store.register("reader", "every")
+    for step in (1, 2):
+        put(store, step, f"weights {step}", 1, 0.0)
+    (old,) = store.overflow()
+    put(store, 1, "weights again", 1, 0.0)  # while the old ones are being written
+    store.moved_out(old, "file")
+    assert deleted == ["file"]
+    assert store.get(1).payload == "weights again"
+
+
+def test_a_step_that_is_set_aside_is_not_given_again():
+    store = store_of(10, 20, reader="every")
+    assert store.take("reader").step == 10
+    assert store.died("reader") == 10
+    assert store.take("reader").step == 10
+    store.died("reader")
+    store.set_aside("reader", 10)
+    assert store.take("reader").step == 20
+
+
+def test_what_an_earlier_store_left_on_disk_is_read():
+    deleted = []
+    store = SnapshotStore(10**9, 10**9, delete=deleted.append)
+    store.register("reader", "every", done=[10])
+    for step in (10, 20):
+        store.add_from_disk(step, f"file {step}", 10, step / 10)
+    put(store, 30, "weights 30", 1, 0.0)
+    assert deleted == ["file 10"]
+    entry = store.take("reader")
+    assert (entry.step, entry.place, entry.time, entry.in_memory) == (20, "file 20", 2.0, False)
+    assert store.needed() == ([30], [])
+    assert [entry.step for entry in store.whole()] == [30]
