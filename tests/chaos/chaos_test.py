@@ -137,7 +137,9 @@ class Chaos:
     def _may_die(self, role: str) -> bool:
         if role == "TrainerActor" and self._recovering == {role}:
             return self._random.random() < 0.2  # while it starts
-        return role in self._victims and (role not in RECOVERED or not self._recovering)
+        if role == "driver":  # seldom: all else dies with it
+            return role in self._victims and self._random.random() < (0.02 if self._recovering else 0.3)
+        return role not in RECOVERED or not self._recovering
 
     def _listen(self, lines: Iterable[str]) -> None:
         for line in lines:
