@@ -17,7 +17,7 @@ import pytest
 import toy
 from running import Running, assert_same_end, gated, only_eval, processes, steps_of
 
-from raylingvo.experiment import Experiment
+from raylingvo.experiment import Experiment, Snapshots
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training import checkpoints
 
@@ -171,7 +171,7 @@ def test_an_error_that_passes_is_survived(tmp_path: Path, whole: Path) -> None:
 def test_an_error_that_comes_again_at_the_same_step_ends_the_run_at_once(tmp_path: Path) -> None:
     from raylingvo.actors.run import RunFailed
 
-    running = Running(failing(only_eval("latest", max_restarts=100), at_call=35), tmp_path)
+    running = Running(failing(never_saved(), at_call=35), tmp_path)
     with pytest.raises(RunFailed, match=r"the Trainer failed at step \d+ again: OSError: the disk is away"):
         running.result()
     assert running.view.statuses[-1]["trainer"]["restarts"] == 1
@@ -180,10 +180,15 @@ def test_an_error_that_comes_again_at_the_same_step_ends_the_run_at_once(tmp_pat
 def test_a_crash_says_where_it_was(tmp_path: Path) -> None:
     from raylingvo.actors.run import RunFailed
 
-    running = Running(failing(only_eval("latest", max_restarts=100), at_call=35, crash=True), tmp_path)
+    running = Running(failing(never_saved(), at_call=35, crash=True), tmp_path)
     with pytest.raises(RunFailed, match=r"the Trainer died again: .*Segmentation fault \(.*trainer_crash\.txt\)"):
         running.result()
     assert "take" in (tmp_path / "control" / "trainer_crash.txt").read_text()
+
+
+def never_saved() -> Experiment:
+    """Each Trainer begins anew, and so comes to the same step with the same batch."""
+    return only_eval("latest", max_restarts=100, snapshots=Snapshots(every_steps=1000))
 
 
 def failing(experiment: Experiment, **how: Any) -> Experiment:
