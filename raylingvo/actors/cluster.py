@@ -48,17 +48,18 @@ def connected(address: str | None) -> Iterator[Cluster]:
     # That a call is repeated because the SnapshotStore died is what a run survives, and says in a line of its own.
     os.environ.setdefault("RAY_enable_output_error_log_if_still_retry", "0")
     own = address in (None, "local")
-    if own:
-        # "local": never join somebody else's cluster by accident.
-        with blocked(STOP_SIGNALS), memory.kept(), _on_loopback():
-            dashboard = _init("local")
-        priorities.let_ray_step_back()
-    else:
-        dashboard = _join(str(address))
-    try:
-        yield Cluster(dashboard, own=own, may_grow=not own)
-    finally:
-        ray.shutdown()
+    with _quiet():
+        if own:
+            # "local": never join somebody else's cluster by accident.
+            with blocked(STOP_SIGNALS), memory.kept(), _on_loopback():
+                dashboard = _init("local")
+            priorities.let_ray_step_back()
+        else:
+            dashboard = _join(str(address))
+        try:
+            yield Cluster(dashboard, own=own, may_grow=not own)
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -112,16 +113,27 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = allowed
 
 
-def _log_what_ray_prints(data: Mapping[str, Any], **_: Any) -> None:
-    for line in data["lines"]:
-        logging.getLogger(__name__).info("%s", line)
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lets Ray log what it would print.
+
+    Ray (2.60) prints a paragraph for each process that dies, to stdout, which may have to be one JSON object. What
+    became of the process the run says itself.
+    """
+
+    def log(data: Mapping[str, Any], **_: Any) -> None:
+        for line in data["lines"]:
+            logging.getLogger(__name__).info("%s", line)
+
+    printing, ray_worker.print_to_stdstream = ray_worker.print_to_stdstream, log
+    try:
+        yield
+    finally:
+        ray_worker.print_to_stdstream = printing
 
 
 def _init(address: str) -> str | None:
     """Connects; the address of the dashboard."""
-    # Ray (2.60) prints a paragraph for each process that dies, to stdout, which may have to be one JSON object. What
-    # became of the process the run says itself.
-    ray_worker.print_to_stdstream = _log_what_ray_prints
     return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR).dashboard_url
 
 

@@ -374,11 +374,12 @@ class Supervisor:
         except RayError as error:
             self._store_failed(error)
             return
-        if refilled or not had_snapshots:
+        if had_snapshots and not refilled:
+            self._view.event("the SnapshotStore has lost its snapshots: the Trainer died at the same time")
+        else:
             self._view.event("the SnapshotStore has its snapshots again")
-            return
-        self._view.event("the SnapshotStore has lost its snapshots: the Trainer died at the same time")
-        if self._trained is not None and not self._resumable:  # a new one publishes the last step, which is on disk
+        # Readers wait for the last step, which is on disk: a new Trainer publishes it.
+        if not refilled and self._trained is not None and not self._resumable:
             self._trained = None
             self._start_trainer_again()
 
@@ -509,6 +510,6 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"
 
 
-def _plain(text: str) -> str:
+def _plain(coloured: str) -> str:
     """Without the colours that Ray puts into tracebacks."""
-    return Text.from_ansi(text).plain
+    return Text.from_ansi(coloured).plain

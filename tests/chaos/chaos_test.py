@@ -114,8 +114,11 @@ class Chaos:
                     self._go.touch()
                 status = driver.wait(SECONDS)
                 listener.join(SECONDS)
+                assert driver.stdout is not None
+                printed = driver.stdout.read()
             if status != -signal.SIGKILL:
                 assert status == 0, self.said[-20:]
+                assert json.loads(printed)["status"] == "finished"  # of deaths, Ray must print nothing there
                 return
 
     def _kill_one(self, driver: subprocess.Popen[str]) -> None:
