@@ -59,7 +59,7 @@ def train(logdir, *, experiment=EXPERIMENT, store=None, after=None, do=lambda tr
 
     class Input(TrainInput):
         def __next__(self):
-            wait_for_the_disk(trainer)  # a checkpoint that falls due meanwhile would be late
+            wait_for_the_disk(trainer)  # a checkpoint that falls due meanwhile would be late, a report fail too early
             asked.append(1)
             if len(asked) == after:
                 do(trainer)
@@ -71,9 +71,11 @@ def train(logdir, *, experiment=EXPERIMENT, store=None, after=None, do=lambda tr
 
 
 def wait_for_the_disk(trainer):
-    """Waits for the checkpoint that is being written; its error is for the Trainer."""
+    """Waits for the reports and the checkpoint that are being written; their errors are for the Trainer."""
+    pending = [write for _, write in trainer._reporter._pending]
     if trainer._writer._pending is not None:
-        concurrent.futures.wait([trainer._writer._pending], timeout=60)
+        pending.append(trainer._writer._pending)
+    concurrent.futures.wait(pending, timeout=60)
 
 
 def interrupt(trainer):
