@@ -11,8 +11,8 @@ def model(experiment: Experiment) -> dict[str, Any]:
     """{"lines": a line per variable and the total, "num_params"}; nothing is computed or allocated."""
     from raylingvo.training.state import Model, num_params, variable_lines
 
-    weights = Model(experiment.task).abstract
-    return {"lines": variable_lines(weights), "num_params": num_params(weights)}
+    model = Model(experiment.task)
+    return {"lines": variable_lines(model.abstract, model.logical_axes), "num_params": num_params(model.abstract)}
 
 
 def datasets(experiment: Experiment) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Literal
 from raylingvo.config import FrozenDict
 from raylingvo.data.dataset import Dataset
 from raylingvo.models.task import Task
+from raylingvo.parallel.mesh import Mesh
 from raylingvo.training.learner import Learner, by_name, loss_names
 from raylingvo.training.paths import check_pattern
 from raylingvo.training.schedules import Schedule
@@ -225,14 +226,31 @@ class RoleResources:
         _at_least(self, 0, "num_cpus", "num_gpus")
         object.__setattr__(self, "custom", FrozenDict(self.custom))
 
+    @property
+    def amounts(self) -> dict[str, float]:
+        """By Ray's names, without those of which there is none."""
+        named = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.custom}
+        return {name: amount for name, amount in named.items() if amount}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Resources by role; Evalers and Decoders share what is left of a small machine unless told otherwise."""
+    """Resources by role; Evalers and Decoders share what is left of a small machine unless told otherwise.
 
+    A run that goes on may have others: they are not part of what it computes, but for the order of its additions.
+    """
+
+    # Of each of the `hosts` processes of the Trainer, which need not be on machines of their own.
     trainer: RoleResources = RoleResources(num_cpus=1.0)
+    hosts: int = 1
+    cpu_devices: int = 1  # of a host that trains on its CPU: into how many JAX divides it
+    mesh: Mesh = Mesh()
     evaler: RoleResources = RoleResources()
     decoder: RoleResources = RoleResources()
+    store: RoleResources = RoleResources()
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "hosts", "cpu_devices")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,8 @@ class Net(nnx.Module):
 
     def __init__(self, task: Regression, rngs: nnx.Rngs) -> None:
         dtype = jnp.dtype(task.dtype)
-        self.hidden = nnx.Linear(4, 6, param_dtype=dtype, dtype=jnp.float32, rngs=rngs)
-        self.out = nnx.Linear(6, 1, dtype=jnp.float32, rngs=rngs)
+        self.hidden = nnx.Linear(4, task.width, param_dtype=dtype, dtype=jnp.float32, rngs=rngs)
+        self.out = nnx.Linear(task.width, 1, dtype=jnp.float32, rngs=rngs)
         self.dropout = nnx.Dropout(task.dropout)
         self.seen = nnx.BatchStat(jnp.zeros(4)) if task.statistics else None
 
@@ -42,6 +42,7 @@ class Net(nnx.Module):
 class Regression(Task):
     """Mean squared error of a small network. Batches: x f32[B, 4], y f32[B], weight f32[B], id i64[B]."""
 
+    width: int = 6  # of the hidden layer
     dropout: float = 0.3
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the hidden layer's weights
     statistics: bool = True  # False: the module has no variables but its weights

@@ -48,6 +48,8 @@ def connected(address: str | None) -> Iterator[Cluster]:
     # That a call is repeated because the SnapshotStore died is what a run survives, and says in a line of its own.
     os.environ.setdefault("RAY_enable_output_error_log_if_still_retry", "0")
     own = address in (None, "local")
+    # What the Trainer's other hosts say when one has ended it: Ray would print it as soon as nobody asks for it.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     with _quiet():
         if own:
             # "local": never join somebody else's cluster by accident.

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from raylingvo.monitor.atomic import naming
 
-TRAINER = "trainer"
+
+def trainer(index: int) -> str:
+    """The role of host number `index` of the Trainer."""
+    return f"trainer-{index}" if index else "trainer"
 
 
 @contextlib.contextmanager

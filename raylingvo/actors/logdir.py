@@ -41,7 +41,7 @@ class Logdir:
     """
 
     def __init__(self, path: Path, experiment: Experiment, run: str | None = None):
-        """Creates the logdir, or opens one of the very same experiment; writes nothing there but the lock.
+        """Creates the logdir, or opens one of the very same experiment, on whatever resources; writes only the lock.
 
         run: the id that the run there has, or, if there is none yet, is to have.
         Raises RequestError if it cannot be written, another process uses it, or it holds something else or something
@@ -129,7 +129,9 @@ class Logdir:
 
     def _refuse_another(self, path: Path) -> None:
         if (self.path / "config.yaml").exists():
-            if differences := config.diff(read_experiment(path), self._experiment):
+            # Other resources are no other experiment: a run may go on with more machines, or fewer.
+            there = dataclasses.replace(read_experiment(path), resources=self._experiment.resources)
+            if differences := config.diff(there, self._experiment):
                 raise RequestError(
                     f"--logdir {path} belongs to a run of another experiment; use another logdir, or undo:\n"
                     + "\n".join(f"  {line}" for line in differences)

@@ -14,6 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from raylingvo.training.host_copy import Lease
+    from raylingvo.training.pieces import Place
 
 
 Version = tuple[float, int]
@@ -22,12 +23,14 @@ Version = tuple[float, int]
 class Snapshot(NamedTuple):
     """One step in host memory: the weights and, when it is due, the rest of what a Trainer resumes from.
 
-    Arrays are `encode`d leaves (training/host_copy.py): of TrainState.weights, and of the state's other fields.
+    Arrays are `encode`d leaves (training/host_copy.py) of TrainState.weights, and of the state's other fields; or, if
+    several hosts hold them, this host's pieces of these leaves.
     """
 
     weights: list[np.ndarray]
     rest: list[np.ndarray] | None
     position: dict[str, Any] | None  # with `rest`: the input's position, the last report and counts, a JSON value
+    places: tuple[list[Place], list[Place] | None] | None = None  # of the pieces of `weights` and `rest`
 
 
 class Announcement(NamedTuple):
@@ -108,4 +111,6 @@ class Outbox:
     def _needed(self, item: _Item) -> _Item:
         if item.announcement.step in self._states:
             return item
-        return _Item(item.announcement._replace(rest_nbytes=None), Snapshot(item.snapshot.weights, None, None), None)
+        places = item.snapshot.places and (item.snapshot.places[0], None)
+        only_weights = item.snapshot._replace(rest=None, position=None, places=places)
+        return _Item(item.announcement._replace(rest_nbytes=None), only_weights, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import uuid
@@ -18,19 +19,22 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raylingvo import config
 from raylingvo.actors import crashes, memory, priorities
 from raylingvo.actors.calls import PAYLOAD_SECONDS, POLL_SECONDS, fetch
+from raylingvo.actors.gang import Gang
 from raylingvo.actors.outbox import Announcement, Outbox, Snapshot, Version
-from raylingvo.actors.store_actor import StoreActor
+from raylingvo.actors.store_actor import HostActor, StoreActor
 from raylingvo.data.paths import data_root
 
 # Actors import this module before they know on which device they are to work: it must not import JAX.
 if TYPE_CHECKING:
     from raylingvo.actors.reader import Arrival
     from raylingvo.actors.trainer import Trainer
-    from raylingvo.experiment import Experiment, RoleResources
+    from raylingvo.experiment import Experiment, Resources, RoleResources
 
 
 class Job:
@@ -66,12 +70,17 @@ def _platform(resources: RoleResources) -> dict[str, str]:
 
 
 class TrainerActor:
-    """The Trainer. `run` occupies one thread; the other methods are answered by others meanwhile."""
+    """One of the hosts of the Trainer. `run` occupies one thread; the other methods are answered by others meanwhile.
 
-    def __init__(self, job: Job, platform: Mapping[str, str], store: Any):
+    What is asked of host 0 is asked of all.
+    """
+
+    def __init__(self, job: Job, platform: Mapping[str, str], store: Any, trainer: str, index: int, count: int):
+        """trainer: a name that no other life of the Trainer has. index, count: of this host, and how many there are."""
         self._job = job
         self._platform = platform
         self._store = store
+        self._host = trainer, index, count
         # A request comes before there is a Trainer, or after: never in between, where an older one would follow it.
         self._requests = threading.Lock()
         self._trainer: Trainer | None = None
@@ -84,7 +93,8 @@ class TrainerActor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see cluster.py, blocked
 
     def __repr__(self) -> str:
-        return f"Trainer({self._job.run})"
+        _, index, count = self._host
+        return f"Trainer({self._job.run})" if count == 1 else f"Trainer({self._job.run}, host {index} of {count})"
 
     def _on_sigterm(self, _number: int, _frame: Any) -> None:
         """The machine is being taken away: what can be saved in the time that is left is a checkpoint."""
@@ -92,20 +102,35 @@ class TrainerActor:
         if self._stop_request is None:
             self.stop(resumable=True)
 
-    def run(self) -> dict[str, Any]:
+    def meeting_point(self) -> str:
+        """host:port, free now, where all hosts can find this one."""
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return f"{address}:{probe.getsockname()[1]}"
+
+    def run(self, coordinator: str = "") -> dict[str, Any]:
         """Trains; returns what Trainer.run does, its last status, and whether it was SIGTERM that ended it.
+
+        coordinator: the `meeting_point` of host 0, if there are several.
 
         By then the store has all snapshots, if the run is not interrupted. What fails in here, the import of the user's
         modules too, is the run's failure and not the death of a role.
         """
-        with crashes.recorded(Path(self._job.logdir), crashes.TRAINER):
-            return self._run()
+        with crashes.recorded(Path(self._job.logdir), crashes.trainer(self._host[1])):
+            return self._run(coordinator)
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self, coordinator: str) -> dict[str, Any]:
         experiment = self._job.enter(self._platform)
         from raylingvo.actors.trainer import Trainer
+        from raylingvo.parallel import hosts
 
-        trainer = Trainer(experiment, Path(self._job.logdir), _Publisher(self._store), self._outbox)
+        name, index, count = self._host
+        address = ray.util.get_node_ip_address()
+        host = hosts.Host(index=index, count=count, address=address, coordinator=coordinator)
+        hosts.join(host, experiment.resources.cpu_devices)
+        publisher = _Publisher(self._store, name, index, count)
+        trainer = Trainer(experiment, Path(self._job.logdir), publisher, self._outbox, host)
         with self._requests:
             self._trainer = trainer
             if self._stop_request is not None:
@@ -113,8 +138,9 @@ class TrainerActor:
             if self._rate_factor is not None:
                 trainer.scale_rate(self._rate_factor)
         result = trainer.run()
-        if not self._stop_request:  # else nothing will be evaluated, and the last step is on disk
+        if not result.pop("resumes"):  # else nothing will be evaluated, and the last step is on disk
             self._outbox.wait_handed_over(PAYLOAD_SECONDS)
+        hosts.leave(host)
         return {**result, "status": trainer.status(), "preempted": self._preempted}
 
     def status(self, seen: int = 0) -> dict[str, Any] | None:
@@ -141,8 +167,9 @@ class TrainerActor:
             snapshot = self._outbox.get(step)
         except KeyError:
             return None, None, False
-        rest = None if snapshot.rest is None else (snapshot.rest, snapshot.position)
-        return snapshot.weights, rest, True
+        places, rest_places = snapshot.places or (None, None)
+        rest = None if snapshot.rest is None else (snapshot.rest, rest_places, snapshot.position)
+        return (snapshot.weights, places), rest, True
 
     def handed_over(self, version: Version, announcement: Announcement, refs: list[Any]) -> None:
         """The store owns a snapshot. What its references [weights, rest or None] lead to is memory of this machine."""
@@ -150,8 +177,7 @@ class TrainerActor:
             weights, rest = (ref and fetch(ref, PAYLOAD_SECONDS) for ref in refs)
         except RayError:
             return  # the store died; the next one pulls our own copy
-        copied = Snapshot(weights, *(rest or (None, None)))
-        self._outbox.handed_over(version, Announcement(*announcement), copied)
+        self._outbox.handed_over(version, Announcement(*announcement), _snapshot(weights, rest))
 
     def keep(self, version: Version, steps: list[int], states: list[int]) -> None:
         """Which of the snapshots that it has the store still needs, and which whole."""
@@ -162,26 +188,33 @@ class TrainerActor:
         return self._outbox.announcements()
 
 
-class _Publisher:
-    """The store, as the Trainer sees it."""
+def _snapshot(weights: Any, rest: Any) -> Snapshot:
+    """From what `TrainerActor.snapshot` has given."""
+    arrays, places = weights
+    rest_arrays, rest_places, position = rest or (None, None, None)
+    return Snapshot(arrays, rest_arrays, position, None if places is None else (places, rest_places))
 
-    def __init__(self, store: Any):
+
+class _Publisher:
+    """The store, as one host of the Trainer sees it."""
+
+    def __init__(self, store: Any, trainer: str, index: int, count: int):
         self._store = store
-        self._me = ray.get_runtime_context().current_actor
+        self._me = HostActor(trainer, index, count, ray.get_runtime_context().current_actor)
 
     def announce(self, announcement: Announcement) -> None:
         self._store.announce.remote(self._me, announcement)  # nobody waits for the answer
 
-    def newest_state(self) -> tuple[int, Snapshot] | None:
+    def newest_state(self) -> tuple[int, list[Snapshot]] | None:
         while (newest := fetch(self._store.newest_state.remote())) is not None:
             try:
-                weights, (rest, position) = fetch([newest["weights"][0], newest["rest"][0]], PAYLOAD_SECONDS)
+                weights, rests = (fetch(newest[part], PAYLOAD_SECONDS) for part in ("weights", "rest"))
             except GetTimeoutError:
                 raise
             except RayError:  # the machine that held it is gone
                 fetch(self._store.lost.remote(newest["life"], newest["step"], newest["weights"]))
                 continue
-            return newest["step"], Snapshot(weights, rest, position)
+            return newest["step"], [_snapshot(*of_host) for of_host in zip(weights, rests, strict=True)]
         return None
 
 
@@ -220,6 +253,7 @@ class _Feed:
 
     def next(self) -> Arrival | None:
         from raylingvo.actors.reader import Arrival
+        from raylingvo.training.pieces import Assembled
 
         while True:
             # It may have to be brought back from a slow disk.
@@ -229,30 +263,40 @@ class _Feed:
                     return None
                 continue
             try:
-                weights = fetch(reply["weights"][0], PAYLOAD_SECONDS)
+                parts = fetch(reply["weights"], PAYLOAD_SECONDS)
             except (GetTimeoutError, RayTaskError):
                 raise
             except RayError:  # the Trainer died before it had handed them over, or the store
-                weights = None
-            if weights is None:
+                parts = []
+            if not parts or None in parts:
                 fetch(self._store.lost.remote(reply["life"], reply["step"], reply["weights"]))
                 continue
-            return Arrival(reply["step"], reply["time"], weights)
+            return Arrival(reply["step"], reply["time"], Assembled(parts).leaves())
 
     def done(self, step: int, metrics: dict[str, float]) -> None:
         fetch(self._store.done.remote(self._name, step, metrics))
 
 
-def start_store(run: str, *, max_bytes: int, max_count: int) -> Any:
+def start_store(job: Job, resources: RoleResources, *, max_bytes: int, max_count: int) -> Any:
     """Starts the SnapshotStore of a run. Ray does so again whenever it dies, and repeats the calls to it."""
-    options = {"num_cpus": 0, "max_concurrency": 1000, "max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(StoreActor).options(**options).remote(run, uuid.uuid4().hex, max_bytes, max_count)
+    options = {**_amounts(resources), "max_concurrency": 1000, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(StoreActor).options(**options).remote(job.run, uuid.uuid4().hex, max_bytes, max_count)
 
 
-def start_trainer(job: Job, resources: RoleResources, store: Any) -> Any:
-    """Starts the Trainer's actor; `run` starts training."""
-    options = {**_options(job, resources), "max_concurrency": 8}
-    return ray.remote(TrainerActor).options(**options).remote(job, _platform(resources), store)
+def start_trainer(job: Job, resources: Resources, store: Any) -> Gang:
+    """Starts the Trainer's actors, one for each host; `Gang.run` starts training."""
+    options = {**_options(job, resources.trainer), "max_concurrency": 8}
+    name, count, platform = uuid.uuid4().hex, resources.hosts, _platform(resources.trainer)
+    group = None
+    if count > 1:
+        # All of them or none: some would wait for the others on machines that are of no use meanwhile.
+        group = placement_group([resources.trainer.amounts or {"CPU": 0.001}] * count, strategy="SPREAD")
+    actors = []
+    for index in range(count):
+        place = {} if group is None else {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, index)}
+        actor = ray.remote(TrainerActor).options(**options, **place)
+        actors.append(actor.remote(job, platform, store, name, index, count))
+    return Gang(actors, group)
 
 
 def start_reader(kind: str, dataset: str, name: str, job: Job, resources: RoleResources, store: Any) -> Any:
@@ -266,9 +310,15 @@ def start_reader(kind: str, dataset: str, name: str, job: Job, resources: RoleRe
 
 def _options(job: Job, resources: RoleResources) -> Mapping[str, Any]:
     return {
+        **_amounts(resources),
+        "runtime_env": job.runtime_env,
+        "max_restarts": 0,  # the run starts a role again itself: it knows from which state, and counts
+    }
+
+
+def _amounts(resources: RoleResources) -> Mapping[str, Any]:
+    return {
         "num_cpus": resources.num_cpus,
         "num_gpus": resources.num_gpus,
         "resources": dict(resources.custom),
-        "runtime_env": job.runtime_env,
-        "max_restarts": 0,  # the run starts a role again itself: it knows from which state, and counts
     }

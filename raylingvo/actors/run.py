@@ -155,12 +155,13 @@ def _check_resources(experiment: Experiment) -> None:
     have = ray.cluster_resources()
     wanted: dict[str, float] = {}
     shares = [
-        (experiment.resources.trainer, 1),
+        (experiment.resources.trainer, experiment.resources.hosts),
         (experiment.resources.evaler, len(experiment.eval)),
         (experiment.resources.decoder, len(experiment.decode)),
+        (experiment.resources.store, 1),
     ]
     for role, count in shares:
-        for name, amount in {"CPU": role.num_cpus, "GPU": role.num_gpus, **role.custom}.items():
+        for name, amount in role.amounts.items():
             wanted[name] = wanted.get(name, 0.0) + amount * count
     for name, amount in wanted.items():
         if amount > have.get(name, 0.0):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from raylingvo.training.pieces import Place
+
+_CONTENTS = "contents.json"  # for each host how many arrays it gave, and their places
+
+# What one host gave of a snapshot: arrays, and where in the leaves they lie; None if they are the leaves.
+Part = tuple[Sequence[np.ndarray], Sequence[Place] | None]
 
 
 class SpillFolder:
@@ -17,15 +25,18 @@ class SpillFolder:
         """token: what no other run has, and nobody can guess; a store that is started again finds its folder by it."""
         self._root = Path(tempfile.gettempdir()) / f"raylingvo-snapshots-{token}"
 
-    def write(self, step: int, time: float, arrays: Sequence[np.ndarray]) -> Path:
-        """Writes the arrays of a snapshot; returns their place. Raises OSError if the disk refuses.
+    def write(self, step: int, time: float, parts: Sequence[Part]) -> Path:
+        """Writes a snapshot, given by the parts of all hosts; returns its place. Raises OSError if the disk refuses.
 
         time: Unix seconds at the end of the step.
         """
         self._root.mkdir(mode=0o700, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{step}-", dir=self._root))
-        for i, array in enumerate(arrays):
-            np.save(unfinished / f"{i}.npy", array, allow_pickle=False)
+        for host, (arrays, _) in enumerate(parts):
+            for i, array in enumerate(arrays):
+                np.save(unfinished / f"{host}-{i}.npy", array, allow_pickle=False)
+        contents = [(len(arrays), places) for arrays, places in parts]
+        (unfinished / _CONTENTS).write_text(json.dumps(contents))
         return unfinished.rename(self._root / f"{step}@{time!r}")
 
     def found(self) -> list[tuple[int, float, int, Path]]:
@@ -36,13 +47,17 @@ class SpillFolder:
                 shutil.rmtree(folder)
                 continue
             step, _, time = folder.name.partition("@")
-            arrays = (np.load(file, mmap_mode="r", allow_pickle=False) for file in folder.iterdir())
+            arrays = (np.load(file, mmap_mode="r", allow_pickle=False) for file in folder.glob("*.npy"))
             snapshots.append((int(step), float(time), sum(array.nbytes for array in arrays), folder))
         return snapshots
 
-    def read(self, folder: Path) -> list[np.ndarray]:
-        """The arrays of `write`."""
-        return [np.load(folder / f"{i}.npy", allow_pickle=False) for i in range(len(list(folder.iterdir())))]
+    def read(self, folder: Path) -> list[Part]:
+        """The parts of `write`."""
+        parts = []
+        for host, (count, places) in enumerate(json.loads((folder / _CONTENTS).read_text())):
+            arrays = [np.load(folder / f"{host}-{i}.npy", allow_pickle=False) for i in range(count)]
+            parts.append((arrays, places and [Place(leaf, tuple(start)) for leaf, start in places]))
+        return parts
 
     def delete(self, folder: Path) -> None:
         """Removes a snapshot that nobody will read."""

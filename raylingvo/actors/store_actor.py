@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
@@ -31,6 +32,21 @@ _RETRY_SECONDS = 0.5  # between two tries to reach a Trainer that does not answe
 _REFILL_SECONDS = 10.0  # how long readers wait for a Trainer that may never come
 
 
+@dataclasses.dataclass(frozen=True)
+class HostActor:
+    """One of the actors that are the Trainer."""
+
+    trainer: str  # what no other life of the Trainer has
+    index: int
+    count: int
+    actor: Any
+
+
+class _Announced(NamedTuple):
+    by_host: dict[int, tuple[Any, Announcement]]
+    by_all: asyncio.Event
+
+
 class StoreActor:
     """Large objects only ever travel as references inside a list, which Ray does not fetch for the callee."""
 
@@ -48,16 +64,20 @@ class StoreActor:
         self._results: list[dict[str, Any]] = []
         self._failure: Exception | None = None
         self._tasks: set[asyncio.Task[bool]] = set()
-        self._trainer: Any = None
+        self._trainer: Sequence[Any] = ()  # an actor for each of its hosts
+        self._announced: dict[tuple[str, int], _Announced] = {}  # not yet by all hosts
         self._kept: tuple[list[int], list[int]] = [], []  # as the Trainer knows it
 
     def __repr__(self) -> str:
         return f"SnapshotStore({self._run})"
 
-    async def open(self, readers: Readers, trainer: Any = None, last_step: int | None = None) -> tuple[float, int]:
+    async def open(
+        self, readers: Readers, trainer: Sequence[Any] = (), last_step: int | None = None
+    ) -> tuple[float, int]:
         """Tells who reads, with which policy, and which steps they have done.
 
-        trainer: what a store that was started again refills itself from. last_step: as for `close`. A second call in
+        trainer: what a store that was started again refills itself from, an actor for each host. last_step: as for
+        `close`. A second call in
         the same life tells of more steps that are done, at most.
         Returns (this life, the number of snapshots that have come from the Trainer).
         """
@@ -72,18 +92,21 @@ class StoreActor:
         await self._wake()
         return self._life, self._refilled
 
-    async def _refill(self, trainer: Any) -> int:
+    async def _refill(self, trainer: Sequence[Any]) -> int:
         for step, end_of_step, nbytes, place in self._spill.found():
             self._store.add_from_disk(step, place, nbytes, end_of_step)
-        if trainer is None:
+        if not trainer:
             return 0
         self._trainer = trainer
         try:
             async with asyncio.timeout(_REFILL_SECONDS):
-                announcements = await trainer.announcements.remote()
+                told = await asyncio.gather(*(host.announcements.remote() for host in trainer))
         except (RayError, TimeoutError):  # it is dead, or there is no machine for it yet
             return 0
-        return sum(await asyncio.gather(*(self._pull(trainer, announcement) for announcement in announcements)))
+        by_host = [{announcement[0]: announcement for announcement in announcements} for announcements in told]
+        common = sorted(set.intersection(*(set(announcements) for announcements in by_host)))
+        pulls = [self._pull(trainer, [announcements[step] for announcements in by_host]) for step in common]
+        return sum(await asyncio.gather(*pulls))
 
     async def unregister(self, name: str) -> None:
         await self._opened.wait()
@@ -103,50 +126,82 @@ class StoreActor:
         self._store.set_aside(name, step)
         await self._wake()
 
-    async def welcome(self, trainer: Any) -> None:
+    async def welcome(self, trainer: Sequence[Any]) -> None:
         """A new Trainer, in the place of one that died: gets what only that one had, should this process die too."""
         await self._opened.wait()
         self._trainer = trainer
+        for announced in self._announced.values():
+            announced.by_all.set()  # by those that there are: the Trainer that they were of is gone
+        self._announced.clear()
         for entry in self._store.whole():
-            announcement = (entry.step, entry.time, entry.nbytes, entry.state and entry.state_nbytes)
-            rest = entry.state[0] if entry.state else None
-            trainer.handed_over.remote(self._version(), announcement, [*entry.payload, rest])
+            rests = entry.state or [None] * len(trainer)
+            for host, (actor, weights, rest) in enumerate(zip(trainer, entry.payload, rests, strict=True)):
+                # The sizes are those of all hosts; they need not be counted more than once.
+                sizes = (entry.nbytes, entry.state_nbytes) if host == 0 else (0, 0)
+                announcement = (entry.step, entry.time, sizes[0], sizes[1] if entry.state else None)
+                actor.handed_over.remote(self._version(), announcement, [weights, rest])
 
-    async def announce(self, trainer: Any, announcement: Announcement) -> None:
-        """The Trainer has a snapshot: pulls it. Readers are woken at once and wait for the object itself."""
+    async def announce(self, host: HostActor, announcement: Announcement) -> None:
+        """One of the Trainer's hosts has a snapshot: pulls it, when all of them have.
+
+        Readers are woken at once and wait for the object itself. The answer comes when all hosts have announced it: if
+        this process dies before, its next life is told again.
+        """
         await self._opened.wait()
-        entry = self._store.get(announcement[0])
-        if entry is None or entry.time != announcement[1]:  # else `open` has pulled it already
-            self._trainer = trainer
-            self._pull(trainer, announcement)
+        step = announcement[0]
+        announced = self._announced.setdefault((host.trainer, step), _Announced({}, asyncio.Event()))
+        announced.by_host[host.index] = host.actor, announcement
+        if len(announced.by_host) < host.count:
+            await announced.by_all.wait()
+            return
+        del self._announced[host.trainer, step]
+        announced.by_all.set()
+        actors, announcements = zip(*(announced.by_host[i] for i in range(host.count)), strict=True)
+        entry = self._store.get(step)
+        if entry is None or entry.time != announcements[0][1]:  # else `open` has pulled it already
+            self._trainer = actors
+            self._pull(actors, announcements)
             await self._wake()
 
-    def _pull(self, trainer: Any, announcement: Announcement) -> asyncio.Task[bool]:
+    def _pull(self, trainer: Sequence[Any], announcements: Sequence[Announcement]) -> asyncio.Task[bool]:
         """The task tells whether the snapshot has come."""
-        step, end_of_step, nbytes, rest_nbytes = announcement
-        weights, rest, whole = trainer.snapshot.options(num_returns=3).remote(step)
-        payload, state = [weights], None if rest_nbytes is None else [rest]
-        self._store.add(step, payload, nbytes, end_of_step, state=state, state_nbytes=rest_nbytes or 0)
-        task = asyncio.create_task(self._settle(trainer, announcement, payload, rest, whole))
+        step, end_of_step, _, rest_nbytes = announcements[0]
+        pulled = [actor.snapshot.options(num_returns=3).remote(step) for actor in trainer]
+        payload, rests, wholes = (list(refs) for refs in zip(*pulled, strict=True))
+        self._store.add(
+            step,
+            payload,
+            sum(announcement[2] for announcement in announcements),
+            end_of_step,
+            state=None if rest_nbytes is None else rests,
+            state_nbytes=sum(announcement[3] or 0 for announcement in announcements),
+        )
+        task = asyncio.create_task(self._settle(trainer, announcements, payload, rests, wholes))
         self._tasks.add(task)  # asyncio itself keeps only weak references
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def _settle(
-        self, trainer: Any, announcement: Announcement, payload: list[Any], rest: Any, whole: Any
+        self,
+        trainer: Sequence[Any],
+        announcements: Sequence[Announcement],
+        payload: list[Any],
+        rests: list[Any],
+        wholes: list[Any],
     ) -> bool:
-        step = announcement[0]
+        step = announcements[0][0]
         try:
-            there = await whole
+            there = all(await asyncio.gather(*wholes))
         except ActorUnavailableError:  # for the moment: it may turn out to be dead
             await asyncio.sleep(_RETRY_SECONDS)
-            return await self._pull(trainer, announcement) if self._is_of(step, payload) else False
+            return await self._pull(trainer, announcements) if self._is_of(step, payload) else False
         except RayTaskError as error:  # there is no room for it in the object store, say
             self._failure, there = error, False
         except RayError:  # the Trainer died, however, before it had handed the snapshot over
             there = False
         if there:
-            trainer.handed_over.remote(self._version(), announcement, [*payload, rest])
+            for actor, announcement, weights, rest in zip(trainer, announcements, payload, rests, strict=True):
+                actor.handed_over.remote(self._version(), announcement, [weights, rest])
         if self._is_of(step, payload):  # else another Trainer has announced the step since
             if there:
                 self._store.arrived(step)
@@ -175,7 +230,7 @@ class StoreActor:
             self._failure = error
 
     def _spill_payload(self, entry: Entry) -> Path:
-        return self._spill.write(entry.step, entry.time, fetch(entry.payload[0], PAYLOAD_SECONDS))
+        return self._spill.write(entry.step, entry.time, fetch(entry.payload, PAYLOAD_SECONDS))
 
     async def lost(self, life: float, step: int, weights: list[Any]) -> None:
         """What this life of the store gave of `step` cannot be read. (Of an earlier one nothing can.)"""
@@ -184,7 +239,7 @@ class StoreActor:
             await self._wake()
 
     async def take(self, name: str) -> dict[str, Any]:
-        """Long poll of a reader: {"life", "step", "time", "weights": [ref]}, or {"end": bool}."""
+        """Long poll of a reader: {"life", "step", "time", "weights": [a ref for each host]}, or {"end": bool}."""
         await self._opened.wait()
         entry = None
         with contextlib.suppress(TimeoutError):
@@ -196,8 +251,8 @@ class StoreActor:
         if not entry.in_memory:
             async with self._spilling:
                 if not entry.in_memory:  # another reader may have had it brought back meanwhile
-                    arrays = await asyncio.to_thread(self._spill.read, entry.place)
-                    entry.payload = [ray.put(arrays)]
+                    parts = await asyncio.to_thread(self._spill.read, entry.place)
+                    entry.payload = [ray.put(part) for part in parts]
         return {"life": self._life, "step": entry.step, "time": entry.time, "weights": entry.payload}
 
     async def done(self, name: str, step: int, metrics: dict[str, float]) -> None:
@@ -241,9 +296,10 @@ class StoreActor:
 
     async def _wake(self) -> None:
         needed = self._store.needed()
-        if needed != self._kept and self._trainer is not None:
+        if needed != self._kept and self._trainer:
             self._kept = needed
-            self._trainer.keep.remote(self._version(), *needed)
+            for actor in self._trainer:
+                actor.keep.remote(self._version(), *needed)
         async with self._changed:
             self._changed.notify_all()
 

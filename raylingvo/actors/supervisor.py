@@ -13,6 +13,7 @@ from rich.text import Text
 
 from raylingvo.actors import crashes, remote
 from raylingvo.actors.calls import fetch
+from raylingvo.actors.gang import Gang, in_words
 from raylingvo.actors.reader_role import ReaderRole, reader_roles
 from raylingvo.actors.recovery import Failure, Recovery
 from raylingvo.errors import DiskError, RequestError, TrainingFailed
@@ -25,6 +26,9 @@ from raylingvo.training import checkpoints, early_stop
 from raylingvo.training.dev_based import dev_based
 
 TICK_SECONDS = 1.0  # how often the live view is brought up to date
+MACHINES_SECONDS = 20.0  # after which it is said that the Trainer has none yet
+# How long the Trainer's other hosts are listened to when one of them says that it has lost the others.
+PEERS_SECONDS = 5.0
 
 Ending = Literal["finished", "interrupted", "failed"]
 
@@ -54,8 +58,11 @@ class Supervisor:
         self._resumable = False
         self._rate_factor = 1.0  # what the Trainer has been told
         self._stop_request: Callable[[], str | None] = lambda: None
-        self._trainer: Any = None
+        self._trainer: Gang | None = None
         self._trainer_is_lost = False
+        self._asked_for_machines = self._started  # when
+        self._has_machines = False  # the Trainer has, as far as is known
+        self._says_what_it_waits_for = False
         self._last_tick = self._started
         self.failures: list[tuple[str, str]] = []  # (message, traceback)
         self.first_step_time: float | None = None
@@ -63,7 +70,8 @@ class Supervisor:
         snapshots = experiment.train.snapshots
         # Beyond half of Ray's own store, Ray would move objects to disk before we do.
         max_bytes = min(snapshots.max_bytes, int(ray.cluster_resources().get("object_store_memory", 0) / 2))
-        self._store = remote.start_store(job.run, max_bytes=max_bytes, max_count=snapshots.max_count)
+        resources = experiment.resources.store
+        self._store = remote.start_store(job, resources, max_bytes=max_bytes, max_count=snapshots.max_count)
 
     def wait(self, stop_request: Callable[[], str | None]) -> tuple[Ending, str]:
         """Runs to the end: (how it ended, why). `stop_request` gives a reason once the run should be interrupted.
@@ -120,9 +128,10 @@ class Supervisor:
             act()
 
     def _kill_roles(self) -> None:
-        for actor in (self._trainer, *(role.actor for role in self._roles.values())):
-            if actor is not None:
-                ray.kill(actor)
+        self._kill_trainer()
+        for role in self._roles.values():
+            if role.actor is not None:
+                ray.kill(role.actor)
         with contextlib.suppress(RayError):  # it may be what failed
             fetch(self._store.shutdown.remote())
         ray.kill(self._store)
@@ -146,74 +155,111 @@ class Supervisor:
 
     def _new_trainer(self) -> None:
         self._forget(self._on_trainer_status)  # of the one before
-        crashes.forget(self._logdir, crashes.TRAINER)
+        resources = self._experiment.resources
+        for host in range(resources.hosts):
+            crashes.forget(self._logdir, crashes.trainer(host))
         self._trainer_status["state"] = "starting"
-        self._trainer = remote.start_trainer(self._job, self._experiment.resources.trainer, self._store)
+        self._trainer = remote.start_trainer(self._job, resources, self._store)
         self._num_events = 0
+        self._asked_for_machines = time.monotonic()
+        self._has_machines = self._says_what_it_waits_for = False
+
+    def _kill_trainer(self) -> None:
+        if self._trainer is not None:
+            for ref in self._trainer.refs:
+                self._pending.pop(ref, None)
+            self._trainer.kill()
+            self._trainer = None
 
     def _run_trainer(self) -> None:
-        self._watch(self._trainer.run.remote(), self._on_trainer_end)
+        assert self._trainer is not None
+        for ref in self._trainer.run():
+            self._watch(ref, self._on_host_end)
 
-    def _on_trainer_end(self, ref: ray.ObjectRef) -> None:
+    def _on_host_end(self, ref: ray.ObjectRef) -> None:
+        """Of one of the Trainer's hosts. What becomes of the others is of no interest once one has ended badly."""
+        trainer = self._trainer
+        assert trainer is not None
         try:
-            trained = fetch(ref)
-        except RayTaskError as error:
-            self._on_trainer_error(error)
-        except RayError as error:  # killed: by hand, by the system, for its memory, with its machine
-            crash = crashes.read(self._logdir, crashes.TRAINER)
+            trainer.ended(ref, fetch(ref))
+        except RayError as error:
+            trainer.ended(ref, error)
+            *_, certain = trainer.cause(self._crash)
+            if certain:
+                self._on_trainer_failure(trainer)
+            else:  # there is more to hear; if not, then it was that
+                self._later.append((time.monotonic() + PEERS_SECONDS, lambda: self._on_trainer_failure(trainer)))
+            return
+        if (trained := trainer.result()) is not None:
+            self._on_trainer_end(trained)
+
+    def _on_trainer_failure(self, trainer: Gang) -> None:
+        if trainer is not self._trainer or trainer.result() is not None:
+            return  # it has been dealt with
+        host, error, _ = trainer.cause(self._crash)
+        of = f" on host {host} of {len(trainer.actors)}" if len(trainer.actors) > 1 else ""
+        if isinstance(error, RayTaskError):
+            self._on_trainer_error(error, of)
+        else:  # killed: by hand, by the system, for its memory, with its machine
+            crash = self._crash(host)
             failure = Failure(self._safe_step(), crash) if crash else None
-            self._restart_trainer("died", crash or _line(error), error, failure)
-        else:
-            self._note_trainer_status(trained.pop("status"))
-            self._heed_stop_request()  # a signal to the whole process group reaches the Trainer first
-            unfinished = trained["step"] < self._experiment.train.max_steps
-            if trained.pop("preempted") and unfinished and not self._asked_to_stop:
-                self._on_preemption(trained["step"])
-                return
-            self._trained = trained
-            self._store.close.remote(trained["step"])
-            if not self._resumable:
-                self._start_roles()
+            self._restart_trainer(f"died{of}", crash or _line(error), error, failure)
 
-    def _on_trainer_error(self, error: RayTaskError) -> None:
+    def _crash(self, host: int) -> str:
+        return crashes.read(self._logdir, crashes.trainer(host))
+
+    def _on_trainer_end(self, trained: dict[str, Any]) -> None:
+        self._note_trainer_status(trained.pop("status"))
+        self._heed_stop_request()  # a signal to the whole process group reaches the Trainer first
+        unfinished = trained["step"] < self._experiment.train.max_steps
+        if trained.pop("preempted") and unfinished and not self._asked_to_stop:
+            self._on_preemption(trained["step"])
+            return
+        self._trained = trained
+        self._store.close.remote(trained["step"])
+        if not self._resumable:
+            self._start_roles()
+
+    def _on_trainer_error(self, error: RayTaskError, of: str) -> None:
         """It lives, and can tell how far it came."""
+        assert self._trainer is not None
         try:
-            status = fetch(self._trainer.status.remote(self._num_events))
+            status = fetch(self._trainer.leader.status.remote(self._num_events))
         except RayError:  # not any more
             status = None
         if status is not None:
             self._note_trainer_status(status)
         # What goes wrong before the first step is not bad luck.
         if isinstance(error.cause, RequestError | TrainingFailed) or self.first_step_time is None:
-            self._trainer_failed("the Trainer failed", _line(_cause(error)), error)
+            self._trainer_failed(f"the Trainer failed{of}", _line(_cause(error)), error)
             return
         failure = Failure(self._trainer_status["step"], _line(error.cause or error))
-        ray.kill(self._trainer)
-        self._restart_trainer(f"failed at step {failure.step}", failure.error, error, failure)
+        self._restart_trainer(f"failed{of} at step {failure.step}", failure.error, error, failure)
 
     def _restart_trainer(self, what: str, why: str, error: RayError, failure: Failure | None) -> None:
+        self._kill_trainer()
         again = " again" if self._recovery.repeated(failure) else ""
         delay = self._recovery.delay(self._safe_step(), failure)
         if delay is None:
             self._trainer_failed(f"the Trainer {what}{again}", why, error)
             return
         self._view.event(f"the Trainer {what}; started again ({self._recovery.restarts}){_in(delay)}: {why}")
-        self._trainer = None
         self._trainer_status["state"] = "starting"
         self._later.append((time.monotonic() + delay, self._start_trainer_again))
 
     def _on_preemption(self, step: int) -> None:
         self._preemptions += 1
         self._view.event(f"the Trainer was told to go (SIGTERM), and has saved step {step}; started again")
-        ray.kill(self._trainer)
+        self._kill_trainer()
         self._start_trainer_again()
 
     def _start_trainer_again(self) -> None:
         self._new_trainer()
-        self._store.welcome.remote(self._trainer)
-        self._trainer.scale_rate.remote(self._rate_factor)
+        assert self._trainer is not None
+        self._store.welcome.remote(self._trainer.actors)
+        self._trainer.leader.scale_rate.remote(self._rate_factor)
         if self._asked_to_stop:
-            self._trainer.stop.remote(self._resumable)
+            self._trainer.leader.stop.remote(self._resumable)
         self._run_trainer()
 
     def _safe_step(self) -> int:
@@ -225,6 +271,7 @@ class Supervisor:
             status = fetch(ref)
         except RayError:
             return  # it died: _on_trainer_end deals with that
+        self._has_machines = True
         if status is None or self._trained is not None:
             return  # not there yet, or its last word has been heard
         self._note_trainer_status(status)
@@ -245,7 +292,7 @@ class Supervisor:
             self._asked_to_stop, self._resumable = reason, resumable
             self._view.event(f"stopping: {reason}")
             if self._trainer is not None:
-                self._trainer.stop.remote(resumable)
+                self._trainer.leader.stop.remote(resumable)
 
     # -- Evalers and Decoders ------------------------------------------------------------------------------------------
 
@@ -356,7 +403,7 @@ class Supervisor:
         self._view.event(f"the SnapshotStore died; started again ({self._store_restarts})")
         self._take(result for role in self._roles.values() for result in self._unheard(role))
         last_step = self._trained["step"] if self._trained else None
-        opened = self._store.open.remote(self._readers(), self._trainer, last_step)
+        opened = self._store.open.remote(self._readers(), self._trainer.actors if self._trainer else (), last_step)
         self._watch(opened, lambda ref: self._on_store_open(had_snapshots, ref))
 
     def _unheard(self, role: ReaderRole) -> list[dict[str, Any]]:
@@ -391,7 +438,7 @@ class Supervisor:
             if factor != self._rate_factor:
                 self._rate_factor = factor
                 if self._trainer is not None:  # else the next one is told
-                    self._trainer.scale_rate.remote(factor)
+                    self._trainer.leader.scale_rate.remote(factor)
         if train.early_stop is not None:
             reason = early_stop.stop_reason(train.early_stop, self._history(train.early_stop.metric))
             if reason is not None:
@@ -438,11 +485,29 @@ class Supervisor:
         if now - self._last_tick < TICK_SECONDS:
             return
         self._last_tick = now
-        if self._trained is None and self._trainer is not None and not self._asked(self._on_trainer_status):
-            self._watch(self._trainer.status.remote(self._num_events), self._on_trainer_status)
+        if self._trained is None and self._trainer is not None:
+            self._look_for_machines(now)
+            if not self._asked(self._on_trainer_status):
+                self._watch(self._trainer.leader.status.remote(self._num_events), self._on_trainer_status)
         if not self._asked(self._on_store_status):
             self._watch(self._store.status.remote(), self._on_store_status)
         self._show()
+
+    def _look_for_machines(self, now: float) -> None:
+        """Says what the Trainer waits for, if there is no machine for it; a run that is to be interrupted does not."""
+        if self._has_machines or now - self._asked_for_machines < MACHINES_SECONDS:
+            return
+        resources = self._experiment.resources
+        if self._resumable:
+            step = max(checkpoints.steps(self._logdir), default=0)
+            self._view.event(
+                f"there is no machine for the Trainer, that could write a checkpoint: {step} is the newest"
+            )
+            self._trained = {"step": step}
+        elif not self._says_what_it_waits_for:
+            wanted = in_words(resources.trainer.amounts, resources.hosts)
+            self._view.event(f"the Trainer waits for machines: it asks the cluster for {wanted}")
+        self._says_what_it_waits_for = True
 
     def _asked(self, handler: Callable[[ray.ObjectRef], None]) -> bool:
         return handler in self._pending.values()

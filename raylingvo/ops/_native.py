@@ -46,7 +46,7 @@ def dispatch(
     """xla(*args, **static) or cpp(*args, **static), which compute the same.
 
     implementation: "xla": pure JAX, on any device; "cpp": the C++ op, on CPUs; "auto": the C++ op if it is there and
-    the device is a CPU. Raises ValueError for another, RuntimeError for "cpp" where it is not available.
+    the only device is a CPU. Raises ValueError for another, RuntimeError for "cpp" where it is not available.
     """
     xla, cpp = functools.partial(xla, **static), functools.partial(cpp, **static)
     if implementation == "xla":
@@ -59,6 +59,9 @@ def dispatch(
         raise ValueError(f"implementation must be 'auto', 'xla' or 'cpp' (got {implementation!r})")
     if why := why_unavailable():
         say_once(why)
+        return xla(*args)
+    # XLA cannot split a call of ours over several devices: each of them would do it whole.
+    if jax.device_count() > 1:
         return xla(*args)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
         # Inside jit: for which device is known when it is compiled.

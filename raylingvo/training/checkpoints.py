@@ -19,6 +19,8 @@ import numpy as np
 from raylingvo.errors import DiskError, RequestError
 from raylingvo.monitor.atomic import REFUSALS, naming
 from raylingvo.monitor.metrics_log import read_metrics
+from raylingvo.parallel.hosts import ALONE, Host
+from raylingvo.parallel.layout import OneDevice
 from raylingvo.training import checksums
 from raylingvo.training.host_copy import encode
 
@@ -145,10 +147,12 @@ class CheckpointWriter:
     An error of a save is raised by the next call, at the latest by `close`: a run must not go on believing that it
     is safe. It is a DiskError if the disk takes no more. What a save that failed had written is removed again, and no
     other checkpoint is deleted. There is at most one save under way; a further one waits for it.
+    Of several hosts each writes what it holds, at the same time; host 0 does what is to be done once.
     """
 
-    def __init__(self, logdir: Path, policy: CheckpointPolicy, tell: Callable[[str], None]):
+    def __init__(self, logdir: Path, policy: CheckpointPolicy, tell: Callable[[str], None], host: Host = ALONE):
         """`tell` is called with a line for each checkpoint written."""
+        self._host = host
         self._logdir = logdir
         self._policy = policy
         self._tell = tell
@@ -189,10 +193,11 @@ class CheckpointWriter:
             with _naming(path):
                 # Orbax's own AsyncCheckpointer reports a directory it cannot create only after minutes of waiting for
                 # it (0.12.8), and copies what is a host copy already: its synchronous one in our thread raises at once.
-                with ocp.Checkpointer(_handler()) as checkpointer:
+                with _checkpointer(self._host) as checkpointer:
                     checkpointer.save(unfinished.absolute(), args=arguments, force=True)
-                checksums.seal(unfinished)
-                _move_into_place(unfinished, path)
+                if self._host.leads:
+                    checksums.seal(unfinished)
+                    _move_into_place(unfinished, path)
         except Exception:
             # A full disk needs the space, the run.json that is to say so first of all.
             for half in root.glob(f"{step}{_UNFINISHED}*"):
@@ -200,8 +205,9 @@ class CheckpointWriter:
                 shutil.rmtree(half, ignore_errors=True)
             raise
         on_saved()
-        self._tell(f"checkpoint {step} written")
-        self._delete_others()
+        if self._host.leads:
+            self._tell(f"checkpoint {step} written")
+            self._delete_others()
 
     def _delete_others(self) -> None:
         root = self._logdir / DIRECTORY
@@ -242,13 +248,46 @@ def _delete(path: Path) -> None:
     shutil.rmtree(path.rename(path.with_name(path.name + _DELETING)))
 
 
+def damage(logdir: Path, step: int) -> str | None:
+    """What is wrong with the files of checkpoint `step`, if it is not what was written.
+
+    Raises RequestError if they cannot be read.
+    """
+    path = (logdir / DIRECTORY / str(step)).absolute()
+    try:
+        return checksums.damage(path)
+    except OSError as error:
+        raise RequestError(f"checkpoint {path} cannot be read: {error.strerror} ({error.filename})") from error
+
+
+def restore_on(layout: OneDevice, host: Host, logdir: Path, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+    """As `restore`, of a checkpoint without `damage`; the state lies on the devices as the layout says.
+
+    Each of several hosts reads what its devices hold; all must call.
+    """
+    if host.count == 1:
+        restored = _read(logdir, step, _whole(abstract), host)
+        leaves = jax.tree.leaves(restored.state)
+        _check_shapes(logdir, step, abstract, leaves)
+        return layout.put_state(lambda i, index: leaves[i][index], abstract), restored.position
+    targets = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        abstract,
+        layout.shardings(abstract),
+    )
+    restored = _read(logdir, step, targets, host)
+    _check_shapes(logdir, step, abstract, jax.tree.leaves(restored.state))
+    return restored.state, restored.position
+
+
 def restore(logdir: Path, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
     """Checkpoint `step` -> (state with the structure, shapes and dtypes of `abstract_state`, position).
 
     Raises DamagedCheckpoint if its files are not what was written, RequestError if it cannot be read or has other
     variables or shapes.
     """
-    restored = _restore(logdir, step, abstract_state)
+    _refuse_damaged(logdir, step)
+    restored = _read(logdir, step, _whole(abstract_state), ALONE)
     _check_shapes(logdir, step, abstract_state, jax.tree.leaves(restored.state))
     return restored.state, restored.position
 
@@ -258,7 +297,7 @@ def restore_weights(logdir: Path, step: int, abstract_weights: Any) -> list[np.n
 
     Raises as `restore` does.
     """
-    restored = _restore(logdir, step, None).state["weights"]
+    restored = _restore_whatever(logdir, step)["weights"]
     paths = jax.tree_util.tree_leaves_with_path(abstract_weights)
     try:
         found = [np.asarray(_at(restored, path)) for path, _ in paths]
@@ -273,7 +312,7 @@ def restore_all_weights(logdir: Path, step: int) -> dict[str, Any]:
 
     All keys are strings, those of lists too. Raises DamagedCheckpoint, or RequestError if it cannot be read.
     """
-    weights = _restore(logdir, step, None).state["weights"]
+    weights = _restore_whatever(logdir, step)["weights"]
     return {kind: weights.get(kind) or {} for kind in ("params", "extra")}
 
 
@@ -295,32 +334,53 @@ def _at(tree: Any, path: Any) -> Any:
     return tree
 
 
-def _restore(logdir: Path, step: int, abstract_state: Any) -> Any:
+def _refuse_damaged(logdir: Path, step: int) -> None:
+    """Raises DamagedCheckpoint for what Orbax overlooks, or has its threads write tracebacks about for each array."""
+    if (logdir / DIRECTORY / str(step)).exists() and (reason := damage(logdir, step)) is not None:
+        others = [str(other) for other in steps(logdir) if other != step]
+        advice = f"choose another: {', '.join(others)}" if others else "there is no other"
+        path = (logdir / DIRECTORY / str(step)).absolute()
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged: {reason}; {advice}", reason)
+
+
+def _read(logdir: Path, step: int, targets: Any, host: Host) -> Any:
+    """What of `targets` is a NumPy array becomes one, whole; what is a shape with a sharding an array that lies so."""
     import orbax.checkpoint as ocp
 
     path = (logdir / DIRECTORY / str(step)).absolute()
-    _check_damage(logdir, step, path)
-    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), position=ocp.args.JsonRestore())
+    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(targets), position=ocp.args.JsonRestore())
+    with _reading(path), _checkpointer(host) as checkpointer:
+        return checkpointer.restore(path, args=arguments)
+
+
+def _whole(abstract: Any) -> Any:
+    """NumPy arrays of these shapes, without memory."""
+    return jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), abstract)
+
+
+def _restore_whatever(logdir: Path, step: int) -> Any:
+    """The state of a checkpoint of whatever model as nested dicts of NumPy arrays; read by this process alone."""
+    import orbax.checkpoint as ocp
+
+    _refuse_damaged(logdir, step)
+    path = (logdir / DIRECTORY / str(step)).absolute()
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with _reading(path), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        # Otherwise Orbax wants the devices back that wrote it.
+        tree = checkpointer.metadata(path / "state").item_metadata.tree
+        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return checkpointer.restore(path / "state", args=ocp.args.PyTreeRestore(item=None, restore_args=arrays))
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with ocp.Checkpointer(_handler()) as checkpointer:
-            return checkpointer.restore(path, args=arguments)
+        yield
     except (ValueError, KeyError, OSError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise RequestError(f"checkpoint {path} cannot be read: {first_line}") from error
-
-
-def _check_damage(logdir: Path, step: int, path: Path) -> None:
-    """Before Orbax reads it, which overlooks damage, or has its threads write tracebacks to stderr for each array."""
-    if not path.exists():
-        return  # Orbax says so
-    try:
-        reason = checksums.damage(path)
-    except OSError as error:
-        raise RequestError(f"checkpoint {path} cannot be read: {error.strerror} ({error.filename})") from error
-    if reason is not None:
-        others = [str(other) for other in steps(logdir) if other != step]
-        advice = f"choose another: {', '.join(others)}" if others else "there is no other"
-        raise DamagedCheckpoint(f"checkpoint {path} is damaged: {reason}; {advice}", reason)
 
 
 def set_aside(logdir: Path, step: int) -> Path:
@@ -358,10 +418,18 @@ def clean(logdir: Path) -> None:
                 shutil.rmtree(path)
 
 
-def _handler() -> Any:
+def _checkpointer(host: Host) -> Any:
+    """For all hosts together. They wait for each other without their devices, which may be training meanwhile."""
     import orbax.checkpoint as ocp
 
-    return ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler(), position=ocp.JsonCheckpointHandler())
+    hosts = set(range(host.count)) if host.count > 1 else None
+    options = ocp.options.MultiprocessingOptions(primary_host=0, active_processes=hosts)
+    handler = ocp.CompositeCheckpointHandler(
+        state=ocp.StandardCheckpointHandler(multiprocessing_options=options),
+        position=ocp.JsonCheckpointHandler(multiprocessing_options=options),
+        composite_options=ocp.CompositeOptions(multiprocessing_options=options),
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def _finished(root: Path) -> list[Saved]:

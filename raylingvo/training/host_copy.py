@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from raylingvo.training.pieces import Place
+
 # Below this, splitting a copy over threads costs more than it gains; above, one thread does not fill the memory bus.
 _CHUNK_BYTES = 8 << 20
+
+
+class Shard(NamedTuple):
+    """A piece of a leaf in host memory."""
+
+    place: Place
+    first: bool  # whether it is the first of the replicas that there are on all hosts
+    array: np.ndarray
 
 
 class HostCopier:
@@ -27,7 +37,27 @@ class HostCopier:
 
     def copy(self, tree: Any) -> list[np.ndarray]:
         """The leaves of `tree` (jax arrays, waited for), in flatten order, as numpy arrays of their own dtypes."""
-        leaves = jax.tree.leaves(tree)
+        return self._copies(jax.tree.leaves(tree))
+
+    def copy_shards(self, tree: Any, wanted: Callable[[jax.Array, bool], bool]) -> list[Shard]:
+        """Pieces of the leaves of `tree` that this host's devices hold, each of them once, in flatten order.
+
+        wanted: (a leaf, whether the piece is the first of its replicas on all hosts) -> whether it is copied.
+        """
+        found, labels = [], []
+        for leaf, x in enumerate(jax.tree.leaves(tree)):
+            here: dict[tuple[int, ...], list[Any]] = {}
+            for shard in x.addressable_shards:
+                here.setdefault(tuple(s.start or 0 for s in shard.index), []).append(shard)
+            for start, shards in here.items():
+                first = any(shard.replica_id == 0 for shard in shards)
+                if wanted(x, first):
+                    found.append(shards[0].data)
+                    labels.append((Place(leaf, start), first))
+        copies = self._copies(found)
+        return [Shard(place, first, array) for (place, first), array in zip(labels, copies, strict=True)]
+
+    def _copies(self, leaves: Sequence[jax.Array]) -> list[np.ndarray]:
         for x in leaves:
             x.copy_to_host_async()  # starts all the transfers of an accelerator; nothing to do on a CPU
         copies, jobs = [], []

@@ -11,28 +11,28 @@ from raylingvo.data.host_fields import device_fields
 
 
 class StepForShapes:
-    """`function(first, batch)`, compiled ahead of time for each of the few shapes in which batches come.
+    """`function(first, batch, *rest)`, compiled ahead of time for each of the few shapes in which batches come.
 
     Nothing is compiled when it is called: no step is slower than another, whichever bucket its batch is of. What of a
     batch stays on the host (data/host_fields.py) is left out.
-    first: of the same shapes at every call. Keyword arguments are those of `jax.jit`.
+    first, rest: of the same shapes at every call. Keyword arguments are those of `jax.jit`.
     """
 
-    def __init__(self, function: Callable[[Any, Any], Any], **jit: Any):
+    def __init__(self, function: Callable[..., Any], **jit: Any):
         self._jitted = jax.jit(function, **jit)
         self._compiled: dict[Any, Any] = {}
 
-    def __call__(self, first: Any, batch: Mapping[str, Any]) -> Any:
+    def __call__(self, first: Any, batch: Mapping[str, Any], *rest: Any) -> Any:
         """Raises ValueError for a batch of a shape that it was not compiled for."""
         batch = device_fields(batch)
         compiled = self._compiled.get(_shapes(batch))
         if compiled is None:
             shapes = ", ".join(f"{name}: {dtype}{list(shape)}" for name, shape, dtype in _shapes(batch))
             raise ValueError(f"batch must be of a shape that Batches.samples() gives (got {shapes})")
-        return compiled(first, batch)
+        return compiled(first, batch, *rest)
 
-    def compile(self, first: Any, samples: Iterable[Mapping[str, Any]]) -> Any:
-        """Compiles for `first` and each of the samples; returns the `lowered` program of the first sample.
+    def compile(self, first: Any, samples: Iterable[Mapping[str, Any]], *rest: Any) -> Any:
+        """Compiles for `first`, `rest` and each of the samples; returns the `lowered` program of the first sample.
 
         Arrays or ShapeDtypeStructs. Samples may repeat a shape: it is compiled once. Raises ValueError if there is no
         sample.
@@ -42,7 +42,7 @@ class StepForShapes:
             shapes = _shapes(batch)
             if shapes in self._compiled:
                 continue
-            lowered = self._jitted.lower(first, batch)
+            lowered = self._jitted.lower(first, batch, *rest)
             self._compiled[shapes] = lowered.compile()
             lowered_first = lowered_first or lowered
         if lowered_first is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -11,6 +12,8 @@ from flax import nnx
 
 from raylingvo.errors import RequestError
 from raylingvo.metrics.means import Totals, zeros_like_metrics
+from raylingvo.models.layers.variables import logical_axes
+from raylingvo.parallel.layout import ONE_DEVICE, OneDevice
 from raylingvo.training import update
 from raylingvo.training.checks import check_batch, check_variables
 from raylingvo.training.learner import ONLY
@@ -53,7 +56,9 @@ class Model:
 
     def __init__(self, task: Task):
         """Raises RequestError if a variable is a random key."""
-        self._definition, params, extra = nnx.split(nnx.eval_shape(lambda: task.init(nnx.Rngs(0))), nnx.Param, ...)
+        module = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))
+        self.logical_axes = logical_axes(module)  # by path
+        self._definition, params, extra = nnx.split(module, nnx.Param, ...)
         self.abstract = Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(extra))
         _refuse_random_keys(task, self.abstract)
 
@@ -82,10 +87,11 @@ def _refuse_random_keys(task: Task, weights: Weights) -> None:
                 )
 
 
-def init_state(experiment: Experiment, *batches: Any) -> TrainState:
+def init_state(experiment: Experiment, *batches: Any, layout: OneDevice = ONE_DEVICE) -> TrainState:
     """The state before the first step, a function of the experiment only.
 
     batches: a train batch of each kind that there is, or the shapes of one; they give the names of the metrics.
+    layout: where the state is to lie.
     Raises RequestError for what does not fit together (training/checks.py).
     """
     task = experiment.task
@@ -111,7 +117,6 @@ def init_state(experiment: Experiment, *batches: Any) -> TrainState:
     ]
     metric_names = [*metrics, *of_learners, *STEP_METRICS]
 
-    @jax.jit  # One program instead of one per variable: most of the time is compilation.
     def init() -> TrainState:
         init_rng, step_rng = jax.random.split(seed)
         weights = Model.split(task.init(nnx.Rngs(init_rng)))
@@ -128,7 +133,8 @@ def init_state(experiment: Experiment, *batches: Any) -> TrainState:
             average=jax.tree.map(jnp.copy, weights) if experiment.train.averages else (),
         )
 
-    return init()
+    # One program instead of one per variable: most of the time is compilation.
+    return jax.jit(init, out_shardings=layout.shardings(jax.eval_shape(init)))()
 
 
 def learning_rates(experiment: Experiment, factor: float = 1.0) -> Any:
@@ -138,13 +144,22 @@ def learning_rates(experiment: Experiment, factor: float = 1.0) -> Any:
     return rates.get(ONLY, rates)
 
 
-def variable_lines(weights: Weights) -> list[str]:
-    """A line per variable (path, shape, dtype, count), and the total of the trained ones: model_analysis.txt."""
+def variable_lines(weights: Weights, logical_axes: Mapping[str, Sequence[str | None]]) -> list[str]:
+    """A line per variable, and the total of the trained ones: model_analysis.txt.
+
+    Path, shape, dtype, count, the logical axes if it names any (`Model.logical_axes`), and, of one that is spread over
+    a mesh, the mesh axes that split it.
+    """
     lines = []
     for kind, variables in (("", weights.params), ("  (not trained)", weights.extra)):
         for path, x in jax.tree_util.tree_leaves_with_path(variables):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            lines.append(f"{name:<40} {x.shape!s:<20} {x.dtype!s:<10} {np.prod(x.shape, dtype=int):>14,}{kind}")
+            line = f"{name:<40} {x.shape!s:<20} {x.dtype!s:<10} {np.prod(x.shape, dtype=int):>14,}{kind}"
+            axes = logical_axes.get(name, ())
+            line += f"  [{', '.join(map(str, axes))}]" if any(axes) else ""
+            spec = getattr(getattr(x, "sharding", None), "spec", ())  # that of one device has none
+            line += f"  split along {', '.join(map(str, spec))}" if any(spec) else ""
+            lines.append(line)
     return [*lines, f"total: {num_params(weights):,}"]
 
 

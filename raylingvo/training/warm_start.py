@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
+import jax
 
 from raylingvo.errors import RequestError
+from raylingvo.parallel.layout import ONE_DEVICE, OneDevice
 from raylingvo.training import checkpoints
 from raylingvo.training.paths import names, shown, with_values
 from raylingvo.training.state import TrainState, Weights
@@ -37,7 +38,7 @@ def resolved(settings: WarmStart) -> WarmStart:
     return dataclasses.replace(settings, logdir=str(logdir), checkpoint=step)
 
 
-def warm_started(state: TrainState, settings: WarmStart) -> TrainState:
+def warm_started(state: TrainState, settings: WarmStart, layout: OneDevice = ONE_DEVICE) -> TrainState:
     """The initial state, with the variables that a rule matches taken from a checkpoint; averages begin there too.
 
     If that run averaged its weights, these are the averages. `settings` are `resolved` ones. Raises RequestError if
@@ -69,8 +70,9 @@ def warm_started(state: TrainState, settings: WarmStart) -> TrainState:
         loaded[path] = found[source].astype(x.dtype)
 
     def with_loaded(weights: Weights) -> Weights:
-        # Arrays of its own: the state is donated to the first step.
-        values = {path: jnp.array(x) for path, x in loaded.items()}
+        there = {path: x for variables in weights for path, x in names(variables) if path in loaded}
+        leaves = jax.tree.leaves(loaded)
+        values = layout.put_state(lambda i, index: leaves[i][index], there)
         return Weights(*(with_values(variables, values) for variables in weights))
 
     average = with_loaded(state.average) if isinstance(state.average, Weights) else ()

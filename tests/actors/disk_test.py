@@ -43,11 +43,11 @@ class Store:
 
     def announce(self, announcement):
         if announcement.step in self.keep:
-            weights, rest, position = self.trainer.outbox.get(announcement.step)
+            weights, rest, position, _ = self.trainer.outbox.get(announcement.step)
             self.states[announcement.step] = Snapshot([x.copy() for x in weights], [x.copy() for x in rest], position)
 
     def newest_state(self):
-        return max(self.states.items(), default=None)
+        return max(((step, [snapshot]) for step, snapshot in self.states.items()), default=None)
 
 
 def train(logdir, *, experiment=EXPERIMENT, store=None, after=None, do=lambda trainer: None):

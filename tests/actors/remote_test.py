@@ -4,6 +4,8 @@ import threading
 import types
 from unittest import mock
 
+import toy
+
 from raylingvo.actors import remote
 from raylingvo.actors.outbox import Outbox
 
@@ -24,12 +26,14 @@ def test_a_request_that_comes_while_training_begins_is_the_last_one():
 
         def run(self):
             late[0].join()
-            return {}
+            return {"resumes": False}
 
         def status(self):
             return {}
 
-    actor = remote.TrainerActor(types.SimpleNamespace(enter=lambda platform: None, logdir="", run=""), {}, None)
+    experiment = toy.experiment()
+    job = types.SimpleNamespace(enter=lambda platform: experiment, logdir="", run="")
+    actor = remote.TrainerActor(job, {}, None, "a life", 0, 1)
     actor.scale_rate(0.5)
     with (
         mock.patch("raylingvo.actors.trainer.Trainer", Trainer),

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raylingvo.actors.spill import SpillFolder
+from raylingvo.actors.spill import Part, SpillFolder
+from raylingvo.training.pieces import Place
 
 
 @pytest.fixture
@@ -14,21 +15,23 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def arrays(step: int) -> list[np.ndarray]:
-    return [np.full((3, 2), step, np.float32), np.arange(step)]
+def parts(step: int) -> list[Part]:
+    """Of two hosts: whole leaves, and pieces."""
+    return [([np.full((3, 2), step, np.float32)], None), ([np.arange(step)], [Place(4, (5,))])]
 
 
 def test_what_is_written_is_read_and_found_by_the_next_store(root: Path) -> None:
     folder = SpillFolder("token")
-    places = {step: folder.write(step, 0.1 + step, arrays(step)) for step in (20, 3)}
+    places = {step: folder.write(step, 0.1 + step, parts(step)) for step in (20, 3)}
     (root / "raylingvo-snapshots-token" / ".7-half").mkdir()  # it was killed in the middle of this one
 
     next_one = SpillFolder("token")
     assert sorted(next_one.found()) == [(3, 3.1, 48, places[3]), (20, 20.1, 184, places[20])]
     assert not (root / "raylingvo-snapshots-token" / ".7-half").exists()
     for step, place in places.items():
-        for found, expected in zip(next_one.read(place), arrays(step), strict=True):
+        for (found, found_places), (expected, expected_places) in zip(next_one.read(place), parts(step), strict=True):
             np.testing.assert_array_equal(found, expected)
+            assert found_places == expected_places
     next_one.delete(places[3])
     assert [step for step, *_ in SpillFolder("token").found()] == [20]
 
@@ -37,7 +40,7 @@ def test_nothing_is_there_before_the_first_and_after_the_end(root: Path) -> None
     folder = SpillFolder("token")
     assert folder.found() == []
     assert not list(root.iterdir())
-    folder.write(1, 0.0, arrays(1))
+    folder.write(1, 0.0, parts(1))
     assert oct((root / "raylingvo-snapshots-token").stat().st_mode & 0o777) == "0o700"
     folder.close()
     folder.close()

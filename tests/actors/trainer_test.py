@@ -56,7 +56,7 @@ class Store:
         self.trainer.outbox.handed_over((1.0, len(self.announced)), announcement, copied)
 
     def newest_state(self):
-        return max(self.states.items(), default=None)
+        return max(((step, [snapshot]) for step, snapshot in self.states.items()), default=None)
 
 
 class Killed(BaseException):
@@ -205,6 +205,7 @@ def test_stop_before_the_first_step(tmp_path, whole):
         "step": 0,
         "steps_per_second": None,
         "examples_per_second": None,
+        "resumes": True,
     }
     assert checkpoints.steps(tmp_path) == []
     train(EXPERIMENT, tmp_path)
@@ -556,7 +557,7 @@ def test_a_warm_start_that_does_not_fit_is_told_before_the_step_is_compiled(tmp_
     rules = (("out/bias", "hidden/bias"),)
     experiment = toy.experiment(warm_start=resolved(WarmStart(logdir=str(whole), rules=rules)))
     trainer = trainer_on(experiment, tmp_path)
-    compiler = mock.patch.object(trainer_module, "StepForShapes", side_effect=AssertionError)
+    compiler = mock.patch.object(trainer_module, "TrainProgram", side_effect=AssertionError)
     with compiler, pytest.raises(RequestError, match="hidden/bias is of shape"):
         trainer.run()
 

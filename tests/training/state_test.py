@@ -75,11 +75,11 @@ def test_a_merged_module_does_not_change_the_weights():
 
 
 def test_variable_lines_name_every_variable_and_count_the_trained_ones():
-    weights = Model(toy.Regression(dtype="bfloat16")).abstract
-    lines = [" ".join(line.split()) for line in variable_lines(weights)]
+    weights, axes = Model(toy.Regression(dtype="bfloat16")).abstract, {"hidden/kernel": ("embed", None)}
+    lines = [" ".join(line.split()) for line in variable_lines(weights, axes)]
     assert lines == [
         "hidden/bias (6,) bfloat16 6",
-        "hidden/kernel (4, 6) bfloat16 24",
+        "hidden/kernel (4, 6) bfloat16 24 [embed, None]",
         "out/bias (1,) float32 1",
         "out/kernel (6, 1) float32 6",
         "seen (4,) float32 4 (not trained)",

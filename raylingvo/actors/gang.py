@@ -1,0 +1,77 @@
+"""The Trainer as the run sees it: one actor for each of its hosts, that live and die together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+
+class Gang:
+    """The actors of one life of the Trainer. What can be asked of one of them, host 0 is asked."""
+
+    def __init__(self, actors: Sequence[Any], group: PlacementGroup | None):
+        """group: where the actors are, if it is to go with them."""
+        self.actors = list(actors)
+        self.leader = self.actors[0]
+        self.refs: list[ray.ObjectRef] = []  # of what the hosts return, once they run
+        self._group = group
+        self._results: dict[int, dict[str, Any]] = {}
+        self._errors: dict[int, RayError] = {}
+
+    def run(self) -> Sequence[ray.ObjectRef]:
+        """Starts training; the results of `TrainerActor.run`, in the order of hosts."""
+        # Not waited for here: it is there when host 0 has a machine.
+        meeting_point = [self.leader.meeting_point.remote()] if len(self.actors) > 1 else []
+        self.refs = [actor.run.remote(*meeting_point) for actor in self.actors]
+        return self.refs
+
+    def kill(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+        if self._group is not None:
+            with contextlib.suppress(RayError):  # of a cluster that has ended
+                remove_placement_group(self._group)
+
+    def ended(self, ref: ray.ObjectRef, result: dict[str, Any] | RayError) -> None:
+        """How a host has ended."""
+        ends: dict[int, Any] = self._errors if isinstance(result, RayError) else self._results
+        ends[self.refs.index(ref)] = result
+
+    def result(self) -> dict[str, Any] | None:
+        """What host 0 has returned, `preempted` if any of them was; None while not all have returned."""
+        if len(self._results) < len(self.actors):
+            return None
+        return {**self._results[0], "preempted": any(result["preempted"] for result in self._results.values())}
+
+    def cause(self, crash: Callable[[int], str]) -> tuple[int, RayError, bool]:
+        """Why it ended badly: (host, its error, whether that is certain).
+
+        When one host dies the others fail too, in calls to it, or are ended by JAX; whose end is heard of first is
+        chance. What is certain is an error that is not of the connection, and a death that left no word. crash: gives
+        what a host has said that died of a fatal signal. There must be an error.
+        """
+        ranks = {index: self._rank(index, error, crash) for index, error in self._errors.items()}
+        first = min(ranks, key=lambda index: (ranks[index], index))
+        alone = len(self._results) + len(self._errors) == len(self.actors)
+        return first, self._errors[first], alone or ranks[first] == 0
+
+    def _rank(self, index: int, error: RayError, crash: Callable[[int], str]) -> int:
+        if isinstance(error, RayTaskError):
+            cause = error.cause
+            return 2 if type(cause).__name__ in _RUNTIME_ERRORS or "Gloo" in str(cause) else 0
+        return 1 if crash(index) else 0
+
+
+# JAX raises these for whatever goes wrong in a computation: also that the others do not answer any more.
+_RUNTIME_ERRORS = {"JaxRuntimeError", "XlaRuntimeError"}
+
+
+def in_words(resources: Mapping[str, float], count: int) -> str:
+    """`2 x {CPU: 1}`."""
+    amounts = ", ".join(f"{name}: {amount:g}" for name, amount in resources.items())
+    return f"{count} x {{{amounts}}}"

@@ -1,0 +1,155 @@
+"""A Trainer of several hosts: what one host dies of, or is told, and where a run goes on, with the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gates
+import jax
+import numpy as np
+import psutil
+import pytest
+import toy
+from running import Running, assert_same_end, gated, only_eval, processes, steps_of
+
+from raylingvo.experiment import Checkpoints, Experiment
+from raylingvo.monitor.metrics_log import read_metrics
+from raylingvo.parallel.mesh import Mesh
+from raylingvo.training import checkpoints
+from raylingvo.training.state import init_state
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+# Two hosts of two devices, over which batches are split, and what weights and slots can be.
+SHARDED = Mesh(fsdp="data")
+
+
+def on(experiment: Experiment, *, hosts: int = 2, cpu_devices: int = 2, mesh: Mesh = SHARDED) -> Experiment:
+    trainer = dataclasses.replace(experiment.resources.trainer, num_cpus=0.5)
+    resources = dataclasses.replace(
+        experiment.resources, trainer=trainer, hosts=hosts, cpu_devices=cpu_devices, mesh=mesh
+    )
+    return dataclasses.replace(experiment, resources=resources)
+
+
+def gang(policy: str = "every", **train: Any) -> Experiment:
+    """60 steps, a snapshot every 10; averages, so that snapshots and states differ; a width that 4 devices can split."""
+    experiment = only_eval(policy, ema_decay=0.9, **train)
+    return on(dataclasses.replace(experiment, task=toy.Regression(width=8)))
+
+
+def host_of(pid: int) -> int:
+    """Which host a process of the Trainer is: by the file that it would write if it crashed."""
+    (crash,) = [Path(file.path).name for file in psutil.Process(pid).open_files() if file.path.endswith("_crash.txt")]
+    return int(crash.removesuffix("_crash.txt").partition("-")[2] or 0)
+
+
+def wait_for_all(gate: gates.Gate, count: int = 2) -> dict[int, int]:
+    """Until so many hosts stand before the gate: process by host."""
+    return {host_of(pid): pid for pid in (gate.wait() for _ in range(count))}
+
+
+def state_of(experiment: Experiment, logdir: Path, step: int) -> Any:
+    abstract = jax.eval_shape(lambda: init_state(experiment, toy.batches(1)[0]))
+    return checkpoints.restore(logdir, step, abstract)[0]
+
+
+@pytest.fixture(scope="module")
+def whole(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The logdir of an uninterrupted run of `gang()`."""
+    logdir = tmp_path_factory.mktemp("whole")
+    Running(gang(), logdir).result()
+    return logdir
+
+
+def test_several_hosts_learn_what_one_device_does(tmp_path: Path, whole: Path) -> None:
+    alone = on(gang(), hosts=1, cpu_devices=1)
+    Running(alone, tmp_path).result()
+
+    for a, b in zip(*(jax.tree.leaves(state_of(alone, logdir, 60)) for logdir in (tmp_path, whole)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert steps_of(whole, "eval_test") == [10, 20, 30, 40, 50, 60]
+    for one, several in zip(*(read_metrics(logdir / "eval_test") for logdir in (tmp_path, whole)), strict=True):
+        assert one["loss"] == pytest.approx(several["loss"], rel=1e-4)
+    analysis = (whole / "control/model_analysis.txt").read_text().splitlines()
+    assert any(line.startswith("hidden/kernel") and line.endswith("split along None, data") for line in analysis)
+    assert "sharding" in (whole / "control/train_step.stablehlo.txt").read_text()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_host_that_is_killed_takes_the_trainer_along_and_nothing_else(
+    tmp_path: Path, whole: Path, new_gate: Callable[[str], gates.Gate], victim: int
+) -> None:
+    gate = new_gate("gate")
+    running = Running(gated(gang(), "train", gate, at_call=35), tmp_path)
+    hosts = wait_for_all(gate)
+    running.view.wait_for(lambda status: status["store"]["held"])
+    (gate.folder / "open").touch()
+    os.kill(hosts[victim], signal.SIGKILL)
+    assert running.result()["status"] == "finished"
+
+    assert any(f"the Trainer died on host {victim} of 2; started again (1)" in event for event in running.view.events)
+    (resumed,) = [event for event in running.view.events if "training goes on from step" in event]
+    assert int(resumed.split()[-1]) in (20, 30)  # the newest snapshot in the store: there is no checkpoint
+    assert running.result()["restarts"]["Trainer"] == 1
+    assert_same_end(gang(), tmp_path, whole)
+    assert steps_of(tmp_path, "eval_test") == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_host_that_is_told_to_go_takes_all_to_a_checkpoint(
+    tmp_path: Path, whole: Path, new_gate: Callable[[str], gates.Gate]
+) -> None:
+    gate = new_gate("gate")
+    running = Running(gated(gang(max_restarts=0), "train", gate, at_call=35), tmp_path)
+    hosts = wait_for_all(gate)
+    os.kill(hosts[1], signal.SIGTERM)
+    gate.open()
+    gate.let_through()
+    assert running.result()["status"] == "finished"
+
+    assert any("told to go (SIGTERM), and has saved step" in event for event in running.view.events)
+    result = running.result()
+    assert (result["restarts"]["Trainer"], result["preemptions"]) == (0, 1)
+    assert_same_end(gang(), tmp_path, whole)
+
+
+def test_a_store_that_is_killed_has_the_pieces_of_all_hosts_again(
+    tmp_path: Path, whole: Path, new_gate: Callable[[str], gates.Gate]
+) -> None:
+    gate = new_gate("gate")
+    running = Running(gated(gang(), "train", gate, at_call=35), tmp_path)
+    hosts = wait_for_all(gate)
+    running.view.wait_for(lambda status: status["store"]["held"])
+    (store,) = processes(kind="StoreActor")
+    store.kill()
+    running.view.wait_for_event("the SnapshotStore has its snapshots again")
+    (gate.folder / "open").touch()
+    os.kill(hosts[1], signal.SIGKILL)
+    assert running.result()["status"] == "finished"
+
+    (resumed,) = [event for event in running.view.events if "training goes on from step" in event]
+    assert int(resumed.split()[-1]) in (20, 30)
+    assert_same_end(gang(), tmp_path, whole)
+    assert steps_of(tmp_path, "eval_test") == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_run_goes_on_on_other_hosts_and_devices(tmp_path: Path, whole: Path) -> None:
+    """Two hosts, one device, one host with four devices: each takes up exactly what the one before left."""
+    steps = 0
+    for experiment in (gang(), on(gang(), hosts=1, cpu_devices=1), on(gang(), hosts=1, cpu_devices=4)):
+        steps += 20
+        shorter = dataclasses.replace(experiment.train, max_steps=steps, checkpoints=Checkpoints(every_seconds=None))
+        part = dataclasses.replace(experiment, train=shorter)
+        (tmp_path / "config.yaml").unlink(missing_ok=True)  # only the number of steps is another one
+        (tmp_path / "run.json").unlink(missing_ok=True)
+        running = Running(part, tmp_path)
+        assert running.result()["step"] == steps
+        if steps > 20:
+            assert f"training goes on from step {steps - 20}" in running.view.events
+    for a, b in zip(*(jax.tree.leaves(state_of(gang(), logdir, 60)) for logdir in (tmp_path, whole)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
