@@ -75,6 +75,10 @@ class Running:
         self._executor = ThreadPoolExecutor(1)
         self._future: Future[Any] = self._executor.submit(run, experiment, logdir, view=self.view)
 
+    @property
+    def ended(self) -> bool:
+        return self._future.done()
+
     def result(self) -> dict[str, Any]:
         try:
             return self._future.result(SECONDS)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # the store's process needs no JAX
 class Entry:
     """The weights of one step. `payload` is whatever leads to them in memory, `place` to those on disk: one, or both.
 
-    `state` leads to the rest of the train state, if it was taken. Readers may have an entry before it is `whole`: they
+    `state` leads to the rest of the train state, if it was taken. `held` and
+    `held_state` keep the two on the store's machine. Readers may have an entry before it is `whole`: they
     wait for the object itself. Nobody resumes from it before.
     """
 
@@ -25,6 +26,8 @@ class Entry:
     state: Any = None
     state_nbytes: int = 0
     whole: bool = False
+    held: Any = None
+    held_state: Any = None
     place: Any = None
     pinned_by: set[str] = dataclasses.field(default_factory=set)
 
@@ -104,13 +107,16 @@ class SnapshotStore:
         self._published.add(step)
         self._entries[step] = Entry(step, None, nbytes, time, whole=True, place=place)
 
-    def arrived(self, step: int) -> None:
-        """The snapshot of `step` is whole: from now on it does not need the Trainer any more."""
+    def arrived(self, step: int, held: Any = None, held_state: Any = None) -> None:
+        """The snapshot of `step` is whole: from now on it does not need the Trainer any more.
+
+        held, held_state: what is to be kept as long as the weights, or the rest of the state, are in memory.
+        """
         if (entry := self._entries.get(step)) is not None:
-            entry.whole = True
+            entry.whole, entry.held, entry.held_state = True, held, held_state
             if entry.state is not None and (self._state is None or step >= self._state.step):
                 self._state = dataclasses.replace(entry)
-            entry.state, entry.state_nbytes = None, 0  # only the newest is kept
+            entry.state, entry.held_state, entry.state_nbytes = None, None, 0  # only the newest is kept
             self._drop_unneeded()
 
     def lost(self, step: int, payload: Any = None) -> None:
@@ -190,7 +196,7 @@ class SnapshotStore:
     def moved_out(self, entry: Entry, place: Any) -> None:
         """The weights of an entry are at `place` on disk, and no longer in memory."""
         if self._entries.get(entry.step) is entry:
-            entry.payload, entry.place = None, place
+            entry.payload, entry.held, entry.place = None, None, place
         else:  # it was dropped, or replaced, meanwhile
             self._delete(place)
 

@@ -192,19 +192,21 @@ class StoreActor:
         step = announcements[0][0]
         try:
             there = all(await asyncio.gather(*wholes))
+            # Fetched to this machine: the Trainer's may be lost, with what was only there.
+            held = [await asyncio.gather(*refs) for refs in (payload, rests)] if there else []
         except ActorUnavailableError:  # for the moment: it may turn out to be dead
             await asyncio.sleep(_RETRY_SECONDS)
             return await self._pull(trainer, announcements) if self._is_of(step, payload) else False
         except RayTaskError as error:  # there is no room for it in the object store, say
-            self._failure, there = error, False
+            self._failure, there, held = error, False, []
         except RayError:  # the Trainer died, however, before it had handed the snapshot over
-            there = False
+            there, held = False, []
         if there:
             for actor, announcement, weights, rest in zip(trainer, announcements, payload, rests, strict=True):
                 actor.handed_over.remote(self._version(), announcement, [weights, rest])
         if self._is_of(step, payload):  # else another Trainer has announced the step since
             if there:
-                self._store.arrived(step)
+                self._store.arrived(step, *held)
                 await self._move_out()
             else:
                 self._store.lost(step)
