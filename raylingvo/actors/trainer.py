@@ -67,6 +67,7 @@ class Trainer:
         self._store = store
         self._asked = Wish()  # of this host
         self._agreed = Wish()  # of all hosts, if there are several: for the end of the step that has been taken
+        self._wished_checkpoint = 0  # the step after which host 0 has wished for one; agreed on, once that is taken
         # None: none was asked for since this Trainer was made; the state that it goes on from may have a scaled rate.
         self._rate_factor: float | None = None
         self._copier = HostCopier()
@@ -147,7 +148,11 @@ class Trainer:
         # Asked at every step, since it raises the error of a save that failed. While one is being written the next is
         # late, and the step does not wait.
         busy = self._writer.busy()
-        return self._asked._replace(checkpoint=not busy and self._host.leads and self._checkpoint_due(step))
+        in_flight = self._wished_checkpoint > self._step
+        due = self._host.leads and not busy and not in_flight and self._checkpoint_due(step)
+        if due and self._host.count > 1:
+            self._wished_checkpoint = step
+        return self._asked._replace(checkpoint=due)
 
     def _start(self, resources: contextlib.ExitStack) -> None:
         settings = self._settings
@@ -195,7 +200,7 @@ class Trainer:
         writer = checkpoints.CheckpointWriter(self._logdir, settings.checkpoints, self._happened, self._host)
         self._writer = resources.enter_context(contextlib.closing(writer))
         # For the end of the first step, and for what was asked for before it.
-        self._agreed = Wish(*told_by_leader(self._host, lambda: self._wish(self._step + 1)))
+        self._agreed = Wish.unpack(told_by_leader(self._host, lambda: self._wish(self._step + 1).pack().tolist()))
         self._phase = "training"
 
     def _initial_state(self) -> TrainState:

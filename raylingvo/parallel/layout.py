@@ -71,7 +71,7 @@ class Spread(OneDevice):
         try:
             shape = config.shape(self.num_devices)
         except ValueError as error:
-            raise RequestError(f"resources.mesh.axes: {error}") from error
+            raise RequestError(f"resources.mesh: {error}") from error
         # Auto: the compiler decides how what is computed between inputs and outputs lies.
         self._mesh = jax.make_mesh(shape, tuple(config.axes), axis_types=(AxisType.Auto,) * len(shape))
         self._sizes = dict(zip(config.axes, shape, strict=True))
@@ -188,6 +188,6 @@ def make_layout(config: Mesh, logical_axes: Callable[[], LogicalAxes]) -> OneDev
         try:
             config.shape(1)
         except ValueError as error:
-            raise RequestError(f"resources.mesh.axes: {error}") from error
+            raise RequestError(f"resources.mesh: {error}") from error
         return ONE_DEVICE
     return Spread(config, logical_axes())

@@ -369,7 +369,7 @@ def _restore_whatever(logdir: Path, step: int) -> Any:
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     with _reading(path), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         # Otherwise Orbax wants the devices back that wrote it.
-        tree = checkpointer.metadata(path / "state").item_metadata.tree
+        tree = handler.metadata(path / "state").tree  # pyright: ignore[reportArgumentType]
         arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return checkpointer.restore(path / "state", args=ocp.args.PyTreeRestore(item=None, restore_args=arrays))
 

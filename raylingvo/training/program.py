@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import jax
@@ -29,6 +29,15 @@ class Wish(NamedTuple):
     checkpoint: bool = False
     rate_factor: float | None = None  # that learning rates are to have from now on; None: what they have
 
+    def pack(self) -> np.ndarray:
+        """f32[3], of which the elementwise maximum over hosts is what they want together."""
+        return np.array([self.stop, self.checkpoint, -1 if self.rate_factor is None else self.rate_factor], np.float32)
+
+    @classmethod
+    def unpack(cls, packed: Sequence[float]) -> Wish:
+        stop, checkpoint, rate_factor = packed
+        return cls(cast(Stop, int(stop)), checkpoint > 0, rate_factor if rate_factor >= 0 else None)
+
 
 class Outcome(NamedTuple):
     """What a step tells besides the state. Reading it waits for the step."""
@@ -38,10 +47,7 @@ class Outcome(NamedTuple):
 
     def agreed(self) -> Wish:
         """What the hosts want together: the strongest of the wishes that they gave with the step."""
-        if self.wishes is None:
-            return Wish()
-        stop, checkpoint, rate_factor = np.asarray(self.wishes).tolist()
-        return Wish(cast(Stop, int(stop)), checkpoint > 0, rate_factor if rate_factor >= 0 else None)
+        return Wish() if self.wishes is None else Wish.unpack(np.asarray(self.wishes).tolist())
 
 
 class TrainProgram:
@@ -81,7 +87,6 @@ class TrainProgram:
         """f32[D, 3]: a row for each device of all hosts; nothing if there is one host."""
         if not self._several or not isinstance(self._layout, Spread):
             return []
-        row = np.array([wish.stop, wish.checkpoint, -1 if wish.rate_factor is None else wish.rate_factor], np.float32)
-        rows = np.tile(row, (jax.local_device_count(), 1))
-        shape = self._layout.num_devices, len(row)
+        rows = np.tile(wish.pack(), (jax.local_device_count(), 1))
+        shape = self._layout.num_devices, rows.shape[1]
         return [jax.make_array_from_process_local_data(self._layout.each_device, rows, shape)]

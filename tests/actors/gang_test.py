@@ -52,19 +52,19 @@ def test_several_hosts_learn_what_one_device_does(tmp_path: Path, whole: Path) -
     assert "sharding" in (whole / "control/train_step.stablehlo.txt").read_text()
 
 
-@pytest.mark.parametrize("victim", [0, 1])
 def test_a_host_that_is_killed_takes_the_trainer_along_and_nothing_else(
-    tmp_path: Path, whole: Path, new_gate: Callable[[str], gates.Gate], victim: int
+    tmp_path: Path, whole: Path, new_gate: Callable[[str], gates.Gate]
 ) -> None:
+    """The one that the others find each other by."""
     gate = new_gate("gate")
     running = Running(gated(gang(), "train", gate, at_call=35), tmp_path)
     hosts = wait_for_all(gate, running)
     running.view.wait_for(lambda status: status["store"]["held"])
     (gate.folder / "open").touch()
-    os.kill(hosts[victim], signal.SIGKILL)
+    os.kill(hosts[0], signal.SIGKILL)
     assert running.result()["status"] == "finished"
 
-    assert any(f"the Trainer died on host {victim} of 2; started again (1)" in event for event in running.view.events)
+    assert any("the Trainer died on host 0 of 2; started again (1)" in event for event in running.view.events)
     (resumed,) = [event for event in running.view.events if "training goes on from step" in event]
     assert int(resumed.split()[-1]) in (20, 30)  # the newest snapshot in the store: there is no checkpoint
     assert running.result()["restarts"]["Trainer"] == 1
@@ -89,7 +89,7 @@ def test_a_host_that_is_told_to_go_takes_all_to_a_checkpoint(
     assert_same_end(gang(), tmp_path, whole)
 
 
-def test_a_store_that_is_killed_has_the_pieces_of_all_hosts_again(
+def test_a_store_and_then_a_host_that_are_killed_cost_nobody_anything(
     tmp_path: Path, whole: Path, new_gate: Callable[[str], gates.Gate]
 ) -> None:
     gate = new_gate("gate")
@@ -103,6 +103,7 @@ def test_a_store_that_is_killed_has_the_pieces_of_all_hosts_again(
     os.kill(hosts[1], signal.SIGKILL)
     assert running.result()["status"] == "finished"
 
+    assert any("the Trainer died on host 1 of 2; started again (1)" in event for event in running.view.events)
     (resumed,) = [event for event in running.view.events if "training goes on from step" in event]
     assert int(resumed.split()[-1]) in (20, 30)
     assert_same_end(gang(), tmp_path, whole)

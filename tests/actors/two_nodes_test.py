@@ -93,6 +93,7 @@ def test_the_machine_that_has_the_store_is_lost(
     assert steps_of(tmp_path, "eval_test") == [10, 20, 30, 40, 50, 60]
 
 
+@pytest.mark.slow
 def test_the_machine_that_has_a_host_of_the_trainer_is_lost(
     machines: Cluster, second: Any, tmp_path: Path, whole: Path, new_gate: Callable[[str], gates.Gate]
 ) -> None:
@@ -114,6 +115,7 @@ def test_the_machine_that_has_a_host_of_the_trainer_is_lost(
     assert steps_of(tmp_path, "eval_test") == [10, 20, 30, 40, 50, 60]
 
 
+@pytest.mark.slow
 def test_the_machine_that_has_both_is_lost(
     machines: Cluster, second: Any, tmp_path: Path, whole: Path, new_gate: Callable[[str], gates.Gate]
 ) -> None:

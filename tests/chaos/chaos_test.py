@@ -25,6 +25,7 @@ import numpy as np
 import psutil
 import pytest
 import toy
+from gangs import on
 from running import assert_same_end, processes
 from toy_run import started
 
@@ -68,7 +69,7 @@ class SlowRows(toy.Rows):
         return super().take(indices)
 
 
-def experiment(max_steps: int) -> Experiment:
+def experiment(max_steps: int, hosts: int = 1) -> Experiment:
     reading = Reading(batch_size=20, policy="every", max_restarts=1000)
     plain = toy.experiment(
         max_steps=max_steps,
@@ -79,7 +80,8 @@ def experiment(max_steps: int) -> Experiment:
         max_restarts=1000,
     )
     latest = dataclasses.replace(reading, policy="latest")
-    return dataclasses.replace(plain, eval={"test": reading}, decode={"test": latest})
+    read = dataclasses.replace(plain, eval={"test": reading}, decode={"test": latest})
+    return read if hosts == 1 else on(dataclasses.replace(read, task=toy.Regression(width=8)), hosts=hosts)
 
 
 class Chaos:
@@ -153,20 +155,21 @@ class Chaos:
                 self._recovering -= recovered - self._unheard
 
 
-def survives(tmp_path: Path, seed: int, kills: int, max_steps: int, victims: Sequence[str]) -> None:
+def survives(tmp_path: Path, kills: int, max_steps: int, victims: Sequence[str], hosts: int = 1) -> None:
+    seed, wanted = random.randrange(10**6), experiment(max_steps, hosts)
     whole, folder = tmp_path / "whole", tmp_path / "chaos"
     for path in (whole, folder):
         path.mkdir()
-    with started(experiment(max_steps), whole) as process:
+    with started(wanted, whole) as process:
         _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, said[-2000:]
     print(f"seed {seed}")
-    chaos = Chaos(experiment(max_steps), folder, seed, victims)
+    chaos = Chaos(wanted, folder, seed, victims)
     chaos.run(kills)
     print(f"killed {dict(Counter(chaos.killed))}")
 
     assert len(chaos.killed) == kills
-    assert_same_end(experiment(max_steps), folder / "run", whole / "run")
+    assert_same_end(wanted, folder / "run", whole / "run")
     for name in ("train", "eval_test", "decode_test"):
         records, expected = (_metrics(path / "run" / name) for path in (folder, whole))
         steps = [record["step"] for record in records]
@@ -192,11 +195,18 @@ def _metrics(directory: Path) -> list[dict[str, Any]]:
 
 
 def test_six_kills_change_nothing(tmp_path: Path) -> None:
-    survives(tmp_path, seed=random.randrange(10**6), kills=6, max_steps=1000, victims=ROLES)
+    survives(tmp_path, kills=6, max_steps=1000, victims=ROLES)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("victims", [ROLES, (*ROLES, "driver")], ids=["roles", "roles and driver"])
 def test_fifty_kills_change_nothing(tmp_path: Path, victims: Sequence[str]) -> None:
-    survives(tmp_path, seed=random.randrange(10**6), kills=50, max_steps=8000, victims=victims)
+    survives(tmp_path, kills=50, max_steps=8000, victims=victims)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_fifty_kills_change_nothing_on_two_hosts(tmp_path: Path) -> None:
+    """Two hosts of two devices each: one of them is killed, and then both are started again."""
+    survives(tmp_path, kills=50, max_steps=8000, victims=ROLES, hosts=2)
