@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 
+class Cause(NamedTuple):
+    """Why a Trainer ended badly."""
+
+    host: int
+    error: RayError
+    certain: bool  # whatever the other hosts have to say
+    lost: bool  # the host says that it has lost the others, and no other says more
+
+
 class Gang:
     """The actors of one life of the Trainer. What can be asked of one of them, host 0 is asked."""
 
-    def __init__(self, actors: Sequence[Any], group: PlacementGroup | None):
-        """group: where the actors are, if it is to go with them."""
+    def __init__(self, name: str, actors: Sequence[Any], group: PlacementGroup | None):
+        """name: that no other life has. group: where the actors are, if it is to go with them."""
+        self.name = name
         self.actors = list(actors)
         self.leader = self.actors[0]
         self.refs: list[ray.ObjectRef] = []  # of what the hosts return, once they run
@@ -48,8 +59,8 @@ class Gang:
             return None
         return {**self._results[0], "preempted": any(result["preempted"] for result in self._results.values())}
 
-    def cause(self, crash: Callable[[int], str]) -> tuple[int, RayError, bool]:
-        """Why it ended badly: (host, its error, whether that is certain).
+    def cause(self, crash: Callable[[int], str]) -> Cause:
+        """Why it ended badly.
 
         When one host dies the others fail too, in calls to it, or are ended by JAX; whose end is heard of first is
         chance. What is certain is an error that is not of the connection, and a death that left no word. crash: gives
@@ -58,17 +69,25 @@ class Gang:
         ranks = {index: self._rank(index, error, crash) for index, error in self._errors.items()}
         first = min(ranks, key=lambda index: (ranks[index], index))
         alone = len(self._results) + len(self._errors) == len(self.actors)
-        return first, self._errors[first], alone or ranks[first] == 0
+        lost = len(self.actors) > 1 and ranks[first] == _LOST
+        return Cause(first, self._errors[first], certain=alone or ranks[first] == 0, lost=lost)
 
     def _rank(self, index: int, error: RayError, crash: Callable[[int], str]) -> int:
         if isinstance(error, RayTaskError):
-            cause = error.cause
-            return 2 if type(cause).__name__ in _RUNTIME_ERRORS or "Gloo" in str(cause) else 0
+            of_jax, text = type(error.cause).__name__ in _RUNTIME_ERRORS, str(error.cause)
+            if "Gloo" in text or (of_jax and _CONNECTION.search(text)):
+                return _LOST
+            return 2 if of_jax else 0
         return 1 if crash(index) else 0
 
 
-# JAX raises these for whatever goes wrong in a computation: also that the others do not answer any more.
+# JAX raises these for whatever goes wrong in a computation.
 _RUNTIME_ERRORS = {"JaxRuntimeError", "XlaRuntimeError"}
+# What their texts have if the others could not be found, or do not answer any more.
+_CONNECTION = re.compile(
+    "Gloo|gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|[Cc]oordination|Connection (reset|closed)"
+)
+_LOST = 3  # the rank of an error of the connection
 
 
 def in_words(resources: Mapping[str, float], count: int) -> str:

@@ -118,6 +118,10 @@ class Logdir:
     def forget(self) -> None:
         """Takes back what `begin` wrote, if nothing else has come of the run: the next request may be a right one."""
         written = {"run.json", "config.yaml", "control/params.txt"}
+        # Of roles that were killed before they could remove the file that says what they crash of.
+        written |= {
+            str(p.relative_to(self.path)) for p in self.path.glob("control/*_crash.txt") if not p.stat().st_size
+        }
         if self._files() <= written | _TRACES:
             for name in written:
                 (self.path / name).unlink(missing_ok=True)

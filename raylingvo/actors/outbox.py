@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from raylingvo.training.pieces import Place
 
 
-Version = tuple[float, int]
+Version = tuple[int, int]
 
 
 class Snapshot(NamedTuple):
@@ -51,14 +51,14 @@ class _Item(NamedTuple):
 class Outbox:
     """Holds each announced snapshot until the store needs it no more. Thread-safe.
 
-    Of the store's calls some may overtake others; they are ordered by `version`: when this life of the store began, and
-    a count.
+    Of the store's calls some may overtake others; they are ordered by `version`: the number of the store's life, and a
+    count.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._items: dict[int, _Item] = {}
-        self._version: Version = (0.0, 0)
+        self._version: Version = (0, 0)
         self._kept: Collection[int] = ()  # by the newest version
         self._states: Collection[int] = ()
 

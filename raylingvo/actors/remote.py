@@ -296,7 +296,7 @@ def start_trainer(job: Job, resources: Resources, store: Any) -> Gang:
         place = {} if group is None else {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, index)}
         actor = ray.remote(TrainerActor).options(**options, **place)
         actors.append(actor.remote(job, platform, store, name, index, count))
-    return Gang(actors, group)
+    return Gang(name, actors, group)
 
 
 def start_reader(kind: str, dataset: str, name: str, job: Job, resources: RoleResources, store: Any) -> Any:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:  # the store's process needs no JAX
 class Entry:
     """The weights of one step. `payload` is whatever leads to them in memory, `place` to those on disk: one, or both.
 
-    `state` leads to the rest of the train state, if it was taken. `held` and
-    `held_state` keep the two on the store's machine. Readers may have an entry before it is `whole`: they
-    wait for the object itself. Nobody resumes from it before.
+    `state` leads to the rest of the train state, if it was taken. `held` and `held_state` keep the two on the store's
+    machine. Readers may have an entry before it is `whole`: they wait for the object itself. Nobody resumes from it
+    before.
     """
 
     step: int
@@ -118,6 +118,11 @@ class SnapshotStore:
                 self._state = dataclasses.replace(entry)
             entry.state, entry.held_state, entry.state_nbytes = None, None, 0  # only the newest is kept
             self._drop_unneeded()
+
+    def without_state(self, step: int) -> None:
+        """The snapshot of `step`, on its way, turns out to have weights only."""
+        if (entry := self._entries.get(step)) is not None:
+            entry.state, entry.state_nbytes = None, 0
 
     def lost(self, step: int, payload: Any = None) -> None:
         """What leads to the weights of `step` leads nowhere: their owner died before they were complete.

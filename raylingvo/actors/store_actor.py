@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,6 +42,9 @@ class HostActor:
     actor: Any
 
 
+Named = tuple[str, Sequence[Any]]  # the name of a Trainer that no other life has, and an actor for each host
+
+
 class _Announced(NamedTuple):
     by_host: dict[int, tuple[Any, Announcement]]
     by_all: asyncio.Event
@@ -52,7 +55,8 @@ class StoreActor:
 
     def __init__(self, run: str, spill_token: str, max_bytes: int, max_count: int):
         self._run = run
-        self._life = time.time()
+        self._life = uuid.uuid4().hex
+        self._number = 0  # of this life, by the driver's count
         self._calls = 0  # of this life to the Trainer
         self._spill = SpillFolder(spill_token)
         self._store = SnapshotStore(max_bytes, max_count, delete=self._spill.delete)
@@ -65,6 +69,7 @@ class StoreActor:
         self._failure: Exception | None = None
         self._tasks: set[asyncio.Task[bool]] = set()
         self._trainer: Sequence[Any] = ()  # an actor for each of its hosts
+        self._trainer_name: str | None = None
         self._announced: dict[tuple[str, int], _Announced] = {}  # not yet by all hosts
         self._kept: tuple[list[int], list[int]] = [], []  # as the Trainer knows it
 
@@ -72,15 +77,16 @@ class StoreActor:
         return f"SnapshotStore({self._run})"
 
     async def open(
-        self, readers: Readers, trainer: Sequence[Any] = (), last_step: int | None = None
-    ) -> tuple[float, int]:
+        self, readers: Readers, trainer: Named | None = None, last_step: int | None = None, number: int = 0
+    ) -> tuple[str, int]:
         """Tells who reads, with which policy, and which steps they have done.
 
-        trainer: what a store that was started again refills itself from, an actor for each host. last_step: as for
-        `close`. A second call in
-        the same life tells of more steps that are done, at most.
+        trainer: what a store that was started again refills itself from. last_step: as for
+        `close`. number: how many lives there have been before. A second call in the same life tells of more steps that
+        are done, and a later number, at most.
         Returns (this life, the number of snapshots that have come from the Trainer).
         """
+        self._number = max(self._number, number)
         for name, policy, done in readers:
             self._store.register(name, policy, done)
         async with self._opening:
@@ -92,11 +98,12 @@ class StoreActor:
         await self._wake()
         return self._life, self._refilled
 
-    async def _refill(self, trainer: Sequence[Any]) -> int:
+    async def _refill(self, named: Named | None) -> int:
         for step, end_of_step, nbytes, place in self._spill.found():
             self._store.add_from_disk(step, place, nbytes, end_of_step)
-        if not trainer:
+        if named is None:
             return 0
+        self._trainer_name, trainer = named
         self._trainer = trainer
         try:
             async with asyncio.timeout(_REFILL_SECONDS):
@@ -126,13 +133,13 @@ class StoreActor:
         self._store.set_aside(name, step)
         await self._wake()
 
-    async def welcome(self, trainer: Sequence[Any]) -> None:
+    async def welcome(self, named: Named) -> None:
         """A new Trainer, in the place of one that died: gets what only that one had, should this process die too."""
         await self._opened.wait()
+        self._trainer_name, trainer = named
         self._trainer = trainer
-        for announced in self._announced.values():
-            announced.by_all.set()  # by those that there are: the Trainer that they were of is gone
-        self._announced.clear()
+        for key in [key for key in self._announced if key[0] != self._trainer_name]:
+            self._announced.pop(key).by_all.set()  # by those that there are: the Trainer that they were of is gone
         for entry in self._store.whole():
             rests = entry.state or [None] * len(trainer)
             for host, (actor, weights, rest) in enumerate(zip(trainer, entry.payload, rests, strict=True)):
@@ -148,6 +155,10 @@ class StoreActor:
         this process dies before, its next life is told again.
         """
         await self._opened.wait()
+        if self._trainer_name is None:
+            self._trainer_name = host.trainer
+        if host.trainer != self._trainer_name:
+            return  # it died
         step = announcement[0]
         announced = self._announced.setdefault((host.trainer, step), _Announced({}, asyncio.Event()))
         announced.by_host[host.index] = host.actor, announcement
@@ -165,7 +176,9 @@ class StoreActor:
 
     def _pull(self, trainer: Sequence[Any], announcements: Sequence[Announcement]) -> asyncio.Task[bool]:
         """The task tells whether the snapshot has come."""
-        step, end_of_step, _, rest_nbytes = announcements[0]
+        step, end_of_step, *_ = announcements[0]
+        # Of those that were told to keep only the weights some may not have heard it yet.
+        with_rest = all(announcement[3] is not None for announcement in announcements)
         pulled = [actor.snapshot.options(num_returns=3).remote(step) for actor in trainer]
         payload, rests, wholes = (list(refs) for refs in zip(*pulled, strict=True))
         self._store.add(
@@ -173,7 +186,7 @@ class StoreActor:
             payload,
             sum(announcement[2] for announcement in announcements),
             end_of_step,
-            state=None if rest_nbytes is None else rests,
+            state=rests if with_rest else None,
             state_nbytes=sum(announcement[3] or 0 for announcement in announcements),
         )
         task = asyncio.create_task(self._settle(trainer, announcements, payload, rests, wholes))
@@ -194,6 +207,8 @@ class StoreActor:
             there = all(await asyncio.gather(*wholes))
             # Fetched to this machine: the Trainer's may be lost, with what was only there.
             held = [await asyncio.gather(*refs) for refs in (payload, rests)] if there else []
+            if held and any(announcement[3] is not None for announcement in announcements) and None in held[1]:
+                self._store.without_state(step)  # a host has dropped it since it was announced
         except ActorUnavailableError:  # for the moment: it may turn out to be dead
             await asyncio.sleep(_RETRY_SECONDS)
             return await self._pull(trainer, announcements) if self._is_of(step, payload) else False
@@ -234,7 +249,7 @@ class StoreActor:
     def _spill_payload(self, entry: Entry) -> Path:
         return self._spill.write(entry.step, entry.time, fetch(entry.payload, PAYLOAD_SECONDS))
 
-    async def lost(self, life: float, step: int, weights: list[Any]) -> None:
+    async def lost(self, life: str, step: int, weights: list[Any]) -> None:
         """What this life of the store gave of `step` cannot be read. (Of an earlier one nothing can.)"""
         if life == self._life:
             self._store.lost(step, weights)
@@ -263,7 +278,7 @@ class StoreActor:
         self._results.append({"reader": name, "step": step, "metrics": metrics})
         await self._wake()
 
-    async def results(self, life: float | None, seen: int) -> tuple[float, list[dict[str, Any]]]:
+    async def results(self, life: str | None, seen: int) -> tuple[str, list[dict[str, Any]]]:
         """Long poll of the driver: (this life, its results after the first `seen`), at once if `life` is another one.
 
         Raises what went wrong in the background.
@@ -305,6 +320,6 @@ class StoreActor:
         async with self._changed:
             self._changed.notify_all()
 
-    def _version(self) -> tuple[float, int]:
+    def _version(self) -> tuple[int, int]:
         self._calls += 1
-        return self._life, self._calls
+        return self._number, self._calls

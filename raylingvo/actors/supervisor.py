@@ -50,7 +50,7 @@ class Supervisor:
         self._recovery = Recovery(experiment.train.max_restarts)
         self._preemptions = 0
         self._num_events = 0  # of the Trainer's that have been shown
-        self._store_life: float | None = None
+        self._store_life: str | None = None
         self._store_restarts = 0
         self._num_results = 0  # of this life of the store
         self._later: list[tuple[float, Callable[[], None]]] = []  # restarts, and when they are due
@@ -68,8 +68,9 @@ class Supervisor:
         self.first_step_time: float | None = None
         self._roles = reader_roles(experiment)
         snapshots = experiment.train.snapshots
-        # Beyond half of Ray's own store, Ray would move objects to disk before we do.
-        max_bytes = min(snapshots.max_bytes, int(ray.cluster_resources().get("object_store_memory", 0) / 2))
+        # Beyond half of Ray's own store, Ray would move objects to disk before we do. It may be on any machine.
+        room = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
+        max_bytes = min(snapshots.max_bytes, int(min(room) / 2))
         resources = experiment.resources.store
         self._store = remote.start_store(job, resources, max_bytes=max_bytes, max_count=snapshots.max_count)
 
@@ -184,8 +185,7 @@ class Supervisor:
             trainer.ended(ref, fetch(ref))
         except RayError as error:
             trainer.ended(ref, error)
-            *_, certain = trainer.cause(self._crash)
-            if certain:
+            if trainer.cause(self._crash).certain:
                 self._on_trainer_failure(trainer)
             else:  # there is more to hear; if not, then it was that
                 self._later.append((time.monotonic() + PEERS_SECONDS, lambda: self._on_trainer_failure(trainer)))
@@ -196,9 +196,11 @@ class Supervisor:
     def _on_trainer_failure(self, trainer: Gang) -> None:
         if trainer is not self._trainer or trainer.result() is not None:
             return  # it has been dealt with
-        host, error, _ = trainer.cause(self._crash)
+        host, error, _, lost = trainer.cause(self._crash)
         of = f" on host {host} of {len(trainer.actors)}" if len(trainer.actors) > 1 else ""
-        if isinstance(error, RayTaskError):
+        if lost:
+            self._restart_trainer(f"lost its other hosts{of}", _line(_cause(error)), error, None)
+        elif isinstance(error, RayTaskError):
             self._on_trainer_error(error, of)
         else:  # killed: by hand, by the system, for its memory, with its machine
             crash = self._crash(host)
@@ -256,7 +258,7 @@ class Supervisor:
     def _start_trainer_again(self) -> None:
         self._new_trainer()
         assert self._trainer is not None
-        self._store.welcome.remote(self._trainer.actors)
+        self._store.welcome.remote((self._trainer.name, self._trainer.actors))
         self._trainer.leader.scale_rate.remote(self._rate_factor)
         if self._asked_to_stop:
             self._trainer.leader.stop.remote(self._resumable)
@@ -270,7 +272,7 @@ class Supervisor:
         try:
             status = fetch(ref)
         except RayError:
-            return  # it died: _on_trainer_end deals with that
+            return  # it died: _on_host_end deals with that
         self._has_machines = True
         if status is None or self._trained is not None:
             return  # not there yet, or its last word has been heard
@@ -403,7 +405,8 @@ class Supervisor:
         self._view.event(f"the SnapshotStore died; started again ({self._store_restarts})")
         self._take(result for role in self._roles.values() for result in self._unheard(role))
         last_step = self._trained["step"] if self._trained else None
-        opened = self._store.open.remote(self._readers(), self._trainer.actors if self._trainer else (), last_step)
+        trainer = (self._trainer.name, self._trainer.actors) if self._trainer else None
+        opened = self._store.open.remote(self._readers(), trainer, last_step, self._store_restarts)
         self._watch(opened, lambda ref: self._on_store_open(had_snapshots, ref))
 
     def _unheard(self, role: ReaderRole) -> list[dict[str, Any]]:
@@ -497,16 +500,18 @@ class Supervisor:
         """Says what the Trainer waits for, if there is no machine for it; a run that is to be interrupted does not."""
         if self._has_machines or now - self._asked_for_machines < MACHINES_SECONDS:
             return
-        resources = self._experiment.resources
+        resources, free = self._experiment.resources, ray.available_resources()
+        wanted = resources.trainer.amounts
+        if all(amount * resources.hosts <= free.get(name, 0.0) for name, amount in wanted.items()):
+            return  # it only takes its time
         if self._resumable:
-            step = max(checkpoints.steps(self._logdir), default=0)
-            self._view.event(
-                f"there is no machine for the Trainer, that could write a checkpoint: {step} is the newest"
-            )
+            step, newest = max(checkpoints.steps(self._logdir), default=0), self._safe_step()
+            lost = f"; step {newest}, which is in memory, is lost" if newest > step else ""
+            self._view.event(f"the Trainer has no machine to write a checkpoint on: {step} is the newest{lost}")
             self._trained = {"step": step}
         elif not self._says_what_it_waits_for:
-            wanted = in_words(resources.trainer.amounts, resources.hosts)
-            self._view.event(f"the Trainer waits for machines: it asks the cluster for {wanted}")
+            asked_for = in_words(wanted, resources.hosts)
+            self._view.event(f"the Trainer waits for machines: it asks the cluster for {asked_for}")
         self._says_what_it_waits_for = True
 
     def _asked(self, handler: Callable[[ray.ObjectRef], None]) -> bool:

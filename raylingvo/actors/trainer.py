@@ -87,7 +87,8 @@ class Trainer:
 
     def scale_rate(self, factor: float) -> None:
         """From the next step on, learning rates are the experiment's times this, whatever was asked for before."""
-        self._asked = self._asked._replace(rate_factor=factor)
+        # Rounded as hosts tell it each other: on one or several, a run has the same rates.
+        self._asked = self._asked._replace(rate_factor=float(np.float32(factor)))
 
     def status(self, seen: int = 0) -> dict[str, Any]:
         """Where training stands, and what happened: (`seen`, the events after the first `seen`)."""
@@ -135,6 +136,7 @@ class Trainer:
                     self._report()
                 if self._decided.checkpoint or self._snapshot_due():
                     self._publish()
+                self._agreed = self._agreed._replace(checkpoint=False)  # done, and not again if nothing new is agreed
             self._check_finite(previous)
             return self._finish(resumable=self._decided.stop == PAUSE)
 
@@ -302,9 +304,7 @@ class Trainer:
         with_rest = last or (good and self._num_snapshots % self._settings.snapshots.state_every == 0)
 
         state = exchanged(self._state)
-        copy = HostState(
-            self._copier, self._host, self._layout, state, rest=with_rest, to_checkpoint=to_checkpoint
-        )  # fmt: skip
+        copy = HostState(self._copier, self._host, self._layout, state, rest=with_rest, to_checkpoint=to_checkpoint)
         lease = copy.lease(users=to_store + to_checkpoint)
         position = {
             "input": self._input.state(),

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +35,9 @@ ALONE = Host()
 # process has died its peers, and Ray, know at once.
 _START_SECONDS = 600
 _SILENCE_SECONDS = 100
+# How long one waits for what only another has to do, such as writing or handing over weights that all hold. JAX ends
+# the processes after that.
+WORK_SECONDS = 4 * 3600
 
 
 def join(host: Host, cpu_devices: int) -> None:
@@ -47,9 +49,12 @@ def join(host: Host, cpu_devices: int) -> None:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     if host.count == 1:
         return
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # JAX (0.10.2) has no setting for where Gloo listens: it would be where the machine's name leads, if anywhere.
-    _jax.make_gloo_tcp_collectives = functools.partial(_jax.make_gloo_tcp_collectives, hostname=host.address)
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue]
+
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        # JAX (0.10.2) has no setting for where Gloo listens: it would be where the machine's name leads, if anywhere.
+        _jax.make_gloo_tcp_collectives = functools.partial(_jax.make_gloo_tcp_collectives, hostname=host.address)
     jax.config.update("jax_enable_preemption_service", False)  # it would take our SIGTERM away
     jax.distributed.initialize(
         host.coordinator,
@@ -57,9 +62,15 @@ def join(host: Host, cpu_devices: int) -> None:
         host.index,
         initialization_timeout=_START_SECONDS,
         heartbeat_timeout_seconds=_SILENCE_SECONDS,
+        shutdown_timeout_seconds=WORK_SECONDS,
         # By default it listens on every address of the machine.
         coordinator_bind_address=host.coordinator if host.leads else None,
     )
+    if jax.process_index() != host.index:
+        raise RuntimeError(
+            f"JAX counts host {host.index} as process {jax.process_index()}: the accelerator's own order of hosts "
+            "is another one than Ray's, which raylingvo cannot work with yet"
+        )
 
 
 def leave(host: Host) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -51,7 +50,7 @@ class OneDevice:
         read: (number of a leaf, index) -> that part of it on the host, with the bits of the leaf's dtype.
         """
         leaves, treedef = jax.tree.flatten(abstract)
-        whole = [_as(leaf.dtype, read(i, (slice(None),) * len(leaf.shape))) for i, leaf in enumerate(leaves)]
+        whole = [_as(leaf.dtype, read(i, tuple(slice(0, n) for n in leaf.shape))) for i, leaf in enumerate(leaves)]
         return jax.tree.unflatten(treedef, [jax.numpy.array(x) for x in whole])
 
 
@@ -75,11 +74,7 @@ class Spread(OneDevice):
         # Auto: the compiler decides how what is computed between inputs and outputs lies.
         self._mesh = jax.make_mesh(shape, tuple(config.axes), axis_types=(AxisType.Auto,) * len(shape))
         self._sizes = dict(zip(config.axes, shape, strict=True))
-        known = {name for axes in logical_axes.values() for name in axes if name is not None}
-        for name in config.rules:
-            if name not in known:
-                has = f"its variables have {', '.join(sorted(known))}" if known else "its variables name none"
-                raise RequestError(f"resources.mesh.rules: the model has no logical axis {name!r}; {has}")
+        _check_rules(config, logical_axes)
         self._whole = NamedSharding(self._mesh, P())
         self._rows = NamedSharding(self._mesh, P(config.batch or None))
         self.shard = self._shard()
@@ -128,7 +123,10 @@ class Spread(OneDevice):
         put = []
         for i, (leaf, sharding) in enumerate(zip(leaves, shardings, strict=True)):
             # A copy, since the step donates its input.
-            part = functools.partial(lambda i, dtype, index: np.array(_as(dtype, read(i, index))), i, leaf.dtype)
+            def part(index: Any, i: int = i, leaf: Any = leaf) -> np.ndarray:
+                bounds = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, leaf.shape, strict=True))
+                return np.array(_as(leaf.dtype, read(i, bounds)))
+
             put.append(jax.make_array_from_callback(leaf.shape, sharding, part))
         return jax.tree.unflatten(treedef, put)
 
@@ -177,6 +175,14 @@ class Spread(OneDevice):
         return split
 
 
+def _check_rules(config: Mesh, logical_axes: LogicalAxes) -> None:
+    known = {name for axes in logical_axes.values() for name in axes if name is not None}
+    for name in config.rules:
+        if name not in known:
+            has = f"its variables have {', '.join(sorted(known))}" if known else "its variables name none"
+            raise RequestError(f"resources.mesh.rules: the model has no logical axis {name!r}; {has}")
+
+
 def _as(dtype: Any, x: np.ndarray) -> np.ndarray:
     """The same bits as numbers of this dtype."""
     return x if x.dtype == dtype else x.view(dtype)
@@ -189,5 +195,7 @@ def make_layout(config: Mesh, logical_axes: Callable[[], LogicalAxes]) -> OneDev
             config.shape(1)
         except ValueError as error:
             raise RequestError(f"resources.mesh: {error}") from error
+        if config.rules:
+            _check_rules(config, logical_axes())
         return ONE_DEVICE
     return Spread(config, logical_axes())

@@ -19,7 +19,7 @@ import numpy as np
 from raylingvo.errors import DiskError, RequestError
 from raylingvo.monitor.atomic import REFUSALS, naming
 from raylingvo.monitor.metrics_log import read_metrics
-from raylingvo.parallel.hosts import ALONE, Host
+from raylingvo.parallel.hosts import ALONE, WORK_SECONDS, Host
 from raylingvo.parallel.layout import OneDevice
 from raylingvo.training import checksums
 from raylingvo.training.host_copy import encode
@@ -200,7 +200,7 @@ class CheckpointWriter:
                     _move_into_place(unfinished, path)
         except Exception:
             # A full disk needs the space, the run.json that is to say so first of all.
-            for half in root.glob(f"{step}{_UNFINISHED}*"):
+            for half in root.glob(f"{step}{_UNFINISHED}*") if self._host.leads else ():
                 # A thread of TensorStore may still write there; then `clean` removes it.
                 shutil.rmtree(half, ignore_errors=True)
             raise
@@ -421,7 +421,11 @@ def clean(logdir: Path) -> None:
 def _checkpointer(host: Host) -> Any:
     """For all hosts together. They wait for each other without their devices, which may be training meanwhile."""
     import orbax.checkpoint as ocp
+    from orbax.checkpoint._src.multihost import multihost
 
+    if host.count > 1:
+        # Orbax (0.12.8) gives up after 5 minutes; host 0 may write for longer what is whole on all.
+        multihost._DEFAULT_BARRIER_TIMEOUT = WORK_SECONDS
     hosts = set(range(host.count)) if host.count > 1 else None
     options = ocp.options.MultiprocessingOptions(primary_host=0, active_processes=hosts)
     handler = ocp.CompositeCheckpointHandler(

@@ -51,17 +51,16 @@ class HostState:
         elif self._host.count == 1:
             leaves = [Assembled([self.offered(part)]).leaves() for part in (0, 1)]
         else:
-            split = len(jax.tree.leaves(weights))
-            leaves = [
-                [self._global(shape, sharding, [s for s in shards if s.place.leaf == i])
-                 for i, (shape, sharding) in enumerate(zip(jax.tree.leaves(part), shardings, strict=True))]
-                for part, shards, shardings in zip(
-                    (weights, rest), self._shards, (self._shardings[:split], self._shardings[split:]), strict=True
-                )
-            ]  # fmt: skip
-            return jax.tree.unflatten(jax.tree.structure(rest), leaves[1])._replace(
-                weights=jax.tree.unflatten(jax.tree.structure(weights), leaves[0])
-            )
+            sharding_of = iter(self._shardings)
+            leaves = []
+            for part, shards in zip((weights, rest), self._shards, strict=True):
+                by_leaf: dict[int, list[Shard]] = {}
+                for shard in shards:
+                    by_leaf.setdefault(shard.place.leaf, []).append(shard)
+                shapes = enumerate(jax.tree.leaves(part))
+                leaves.append([self._global(shape, next(sharding_of), by_leaf.get(i, [])) for i, shape in shapes])
+            joined = jax.tree.unflatten(jax.tree.structure(rest), leaves[1])
+            return joined._replace(weights=jax.tree.unflatten(jax.tree.structure(weights), leaves[0]))
         return decode(leaves[1], rest)._replace(weights=decode(leaves[0], weights))
 
     def _wanted(self, to_checkpoint: bool) -> Any:

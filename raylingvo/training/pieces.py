@@ -37,12 +37,15 @@ class Assembled:
         return [self.read(leaf) for leaf in range(len(self._pieces))]
 
     def read(self, leaf: int, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        """Leaf number `leaf`, or the part at `index` (slices of step 1). Raises ValueError if a piece is missing."""
+        """Leaf number `leaf`, or the part at `index`. Raises ValueError if a piece is missing.
+
+        index: a slice for each axis, with start and stop. Without, the leaf is taken to end where its last piece does.
+        """
         pieces = self._pieces.get(leaf)
         if not pieces:
             raise ValueError(f"there is no piece of leaf {leaf}")
         shape = tuple(np.max([np.add(start, array.shape) for start, array in pieces], axis=0, initial=0).astype(int))
-        bounds = [s.indices(n)[:2] for s, n in zip(index or (slice(None),) * len(shape), shape, strict=True)]
+        bounds = [(0, n) for n in shape] if index is None else [(s.start, s.stop) for s in index]
         for start, array in pieces:
             if all((low, high) == (s, s + n) for (low, high), s, n in zip(bounds, start, array.shape, strict=True)):
                 return array

@@ -85,7 +85,7 @@ class TrainProgram:
 
     def _packed(self, wish: Wish) -> list[jax.Array]:
         """f32[D, 3]: a row for each device of all hosts; nothing if there is one host."""
-        if not self._several or not isinstance(self._layout, Spread):
+        if not isinstance(self._layout, Spread) or not self._several:  # several hosts have several devices
             return []
         rows = np.tile(wish.pack(), (jax.local_device_count(), 1))
         shape = self._layout.num_devices, rows.shape[1]

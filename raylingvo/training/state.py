@@ -134,7 +134,7 @@ def init_state(experiment: Experiment, *batches: Any, layout: OneDevice = ONE_DE
         )
 
     # One program instead of one per variable: most of the time is compilation.
-    return jax.jit(init, out_shardings=layout.shardings(jax.eval_shape(init)))()
+    return jax.jit(init, out_shardings=layout.shardings(jax.eval_shape(init)) if layout.spread else None)()
 
 
 def learning_rates(experiment: Experiment, factor: float = 1.0) -> Any:

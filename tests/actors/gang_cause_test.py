@@ -44,7 +44,7 @@ def failed(cause: Exception) -> RayTaskError:
 
 
 def running(count: int) -> Gang:
-    made = Gang([Actor() for _ in range(count)], None)
+    made = Gang("life", [Actor() for _ in range(count)], None)
     made.run()
     return made
 
@@ -57,57 +57,78 @@ def ended(ends: Mapping[int, RayError | dict[str, Any]], *, of: int) -> Gang:
     return made
 
 
-def cause(ends: Mapping[int, RayError | dict[str, Any]], *, of: int, crashed: Sequence[int] = ()) -> tuple[int, bool]:
-    """(the host whose error is the cause, whether that is certain)."""
-    host, error, certain = ended(ends, of=of).cause(lambda index: "Fatal Python error" if index in crashed else "")
-    assert error is ends[host]
-    return host, certain
+def cause(ends: Mapping[int, RayError | dict[str, Any]], *, of: int, crashed: Sequence[int] = ()) -> tuple[int, str]:
+    """(the host whose error is the cause, what is known of it)."""
+    found = ended(ends, of=of).cause(lambda index: "Fatal Python error" if index in crashed else "")
+    assert found.error is ends[found.host]
+    return found.host, " ".join(word for word in ("certain", "lost") if getattr(found, word))
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-@pytest.mark.parametrize("peer", [JaxRuntimeError("UNAVAILABLE"), LOST, JaxRuntimeError("Gloo"), ValueError("Gloo: x")])
+@pytest.mark.parametrize(
+    "peer",
+    [
+        LOST,
+        JaxRuntimeError("UNAVAILABLE: The following tasks are unhealthy"),
+        JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out"),
+        JaxRuntimeError("INTERNAL: whatever"),
+        JaxRuntimeError("INTERNAL: [external/gloo/transport/tcp] Connection reset by peer"),
+        JaxRuntimeError("NCCL operation failed"),
+        ValueError("Gloo AllGather failed"),
+    ],
+)
 def test_a_host_that_was_killed_is_why_calls_to_it_failed(order: tuple[int, int], peer: Exception) -> None:
     for killed in order:
         ends = {index: DIED if index == killed else failed(peer) for index in order}
-        assert cause(ends, of=3) == (killed, True)
+        assert cause(ends, of=3) == (killed, "certain")
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_an_error_that_is_not_of_the_connection_is_the_cause(order: tuple[int, int]) -> None:
     ends = {index: failed(RequestError("no space")) if index else failed(LOST) for index in order}
-    assert cause(ends, of=3) == (1, True)
+    assert cause(ends, of=3) == (1, "certain")
+    # Connections that are not JAX's are the user's.
+    ends = {index: failed(ConnectionResetError("Connection reset by peer") if index else LOST) for index in order}
+    assert cause(ends, of=3) == (1, "certain")
     # JAX has ended the other, which says so by a fatal signal.
     ends = {index: failed(OverflowError("too much")) if index else DIED for index in order}
-    assert cause(ends, of=3, crashed=[0]) == (1, True)
+    assert cause(ends, of=3, crashed=[0]) == (1, "certain")
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_crash_comes_before_an_error_of_the_connection_but_is_not_certain(order: tuple[int, int]) -> None:
     ends = {index: DIED if index else failed(JaxRuntimeError("UNAVAILABLE")) for index in order}
-    assert cause(ends, of=3, crashed=[1]) == (1, False)
+    assert cause(ends, of=3, crashed=[1]) == (1, "")
 
 
 def test_a_death_that_left_no_word_comes_before_a_crash() -> None:
-    assert cause({0: DIED, 1: DIED}, of=3, crashed=[0]) == (1, True)
+    assert cause({0: DIED, 1: DIED}, of=3, crashed=[0]) == (1, "certain")
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_went_wrong_in_a_computation_comes_before_the_connections_that_broke_of_it(order: tuple[int, int]) -> None:
+    ends = {index: failed(JaxRuntimeError("RESOURCE_EXHAUSTED") if index else LOST) for index in order}
+    assert cause(ends, of=3) == (1, "")
+    assert cause(ends, of=2) == (1, "certain")
 
 
 def test_what_may_be_of_another_host_is_certain_when_all_have_ended() -> None:
     lost, crashed = {0: failed(LOST)}, {2: DIED}
-    assert cause(lost, of=3) == (0, False)
-    assert cause(crashed, of=3, crashed=[2]) == (2, False)
-    assert cause(lost | crashed, of=3, crashed=[2]) == (2, False)
-    assert cause(lost | crashed | {1: failed(LOST)}, of=3, crashed=[2]) == (2, True)
+    assert cause(lost, of=3) == (0, "lost")
+    assert cause(crashed, of=3, crashed=[2]) == (2, "")
+    assert cause(lost | crashed, of=3, crashed=[2]) == (2, "")
+    assert cause(lost | crashed | {1: failed(LOST)}, of=3, crashed=[2]) == (2, "certain")
     # One that has come to its end is no better to wait for.
-    assert cause(lost | {1: {"preempted": False}}, of=2) == (0, True)
+    assert cause(lost | {1: {"preempted": False}}, of=2) == (0, "certain lost")
 
 
 def test_of_errors_that_are_alike_that_of_the_first_host_is_the_cause() -> None:
-    assert cause({2: failed(LOST), 1: failed(LOST)}, of=3) == (1, False)
+    assert cause({2: failed(LOST), 1: failed(LOST)}, of=3) == (1, "lost")
 
 
-def test_what_one_host_alone_fails_of_is_certain() -> None:
-    for end in (failed(JaxRuntimeError("out of memory")), failed(ValueError("x")), DIED):
-        assert cause({0: end}, of=1, crashed=[0]) == (0, True)
+def test_what_one_host_alone_fails_of_is_certain_and_no_loss_of_others() -> None:
+    for end in (failed(JaxRuntimeError("out of memory")), failed(ValueError("x")), failed(LOST), DIED):
+        assert cause({0: end}, of=1, crashed=[0]) == (0, "certain")
 
 
 def test_the_result_is_that_of_host_0_when_all_have_one() -> None:
@@ -148,11 +169,11 @@ def test_all_are_killed_and_their_places_given_back(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(gang.ray, "kill", given_back.append)
     monkeypatch.setattr(gang, "remove_placement_group", given_back.append)
     group: Any = object()
-    made = Gang([Actor(), Actor()], group)
+    made = Gang("life", [Actor(), Actor()], group)
     made.kill()
     assert given_back == [*made.actors, group]
     given_back.clear()
-    Gang(made.actors, None).kill()
+    Gang("life", made.actors, None).kill()
     assert given_back == made.actors
 
 
@@ -163,7 +184,7 @@ def test_places_are_given_back_also_to_a_cluster_that_has_ended(monkeypatch: pyt
     monkeypatch.setattr(gang.ray, "kill", lambda _: None)
     monkeypatch.setattr(gang, "remove_placement_group", gone)
     group: Any = object()
-    Gang([Actor()], group).kill()
+    Gang("life", [Actor()], group).kill()
 
 
 def test_what_a_gang_asks_for_in_words() -> None:

@@ -17,7 +17,9 @@ import toy
 from gangs import gang, on, wait_for_all
 from running import Running, assert_same_end, gated, processes, steps_of
 
-from raylingvo.experiment import Checkpoints, Experiment
+from raylingvo.actors.run import RunFailed
+from raylingvo.errors import RequestError
+from raylingvo.experiment import Checkpoints, DevBased, Experiment
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training import checkpoints
 from raylingvo.training.state import init_state
@@ -110,6 +112,32 @@ def test_a_store_and_then_a_host_that_are_killed_cost_nobody_anything(
     assert steps_of(tmp_path, "eval_test") == [10, 20, 30, 40, 50, 60]
 
 
+def test_a_wrong_request_leaves_no_trace(tmp_path: Path) -> None:
+    """That the batch cannot be split one of the hosts says first; the others are killed."""
+    with pytest.raises(RequestError, match="a batch of 6 rows cannot be split evenly over 4 devices"):
+        Running(gang(batch_size=6), tmp_path / "run").result()
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"]
+
+
+@pytest.mark.slow
+def test_hosts_go_back_together_from_updates_that_are_not_finite(tmp_path: Path) -> None:
+    diverging = gang(max_nonfinite_in_a_row=2, max_rollbacks=3, report_every_steps=5, max_steps=120)
+    data = toy.Numbers(size=50, nan_ids=tuple(range(0, 50, 7)))
+    diverging = dataclasses.replace(diverging, datasets={**diverging.datasets, "train": data})
+    running = Running(diverging, tmp_path)
+    with pytest.raises(RunFailed, match="updates in a row were not finite"):
+        running.result()
+    assert sum("rolled back to the weights of step" in event for event in running.view.events) == 3
+
+
+@pytest.mark.slow
+def test_a_rate_that_follows_evaluations_is_the_same_on_all_hosts(tmp_path: Path) -> None:
+    follows = DevBased(metric="test/loss", window=1, decay=0.7, tolerance=100.0)
+    running = Running(gang("latest", dev_based=follows, max_steps=400), tmp_path)
+    assert running.result()["status"] == "finished"
+    assert any("learning rate x 0.7 from step" in event for event in running.view.events)
+
+
 def test_a_run_goes_on_on_other_hosts_and_devices(tmp_path: Path, whole: Path) -> None:
     """Two hosts, one device, one host with four devices: each takes up exactly what the one before left."""
     steps = 0
@@ -119,9 +147,9 @@ def test_a_run_goes_on_on_other_hosts_and_devices(tmp_path: Path, whole: Path) -
         part = dataclasses.replace(experiment, train=shorter)
         config_file = tmp_path / "config.yaml"  # only the number of steps is another one
         if config_file.exists():
-            config_file.write_text(
-                config_file.read_text().replace(f"max_steps: {steps - 20}\n", f"max_steps: {steps}\n")
-            )
+            longer = f"max_steps: {steps}\n"
+            config_file.write_text(config_file.read_text().replace(f"max_steps: {steps - 20}\n", longer))
+            assert longer in config_file.read_text()
         (tmp_path / "run.json").unlink(missing_ok=True)
         running = Running(part, tmp_path)
         assert running.result()["step"] == steps

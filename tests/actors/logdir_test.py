@@ -1,6 +1,7 @@
 """The logdir of a run: who may write there, what run.json says, and that damage is told in one line."""
 
 import contextlib
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import toy
 
 from raylingvo.actors.logdir import Logdir, hold, read_experiment, read_info
 from raylingvo.errors import RequestError
-from raylingvo.experiment import WarmStart
+from raylingvo.experiment import Resources, RoleResources, WarmStart
+from raylingvo.parallel.mesh import Mesh
 from raylingvo.training import checkpoints
 
 EXPERIMENT = toy.experiment()
@@ -98,6 +100,29 @@ def test_another_experiment_is_refused_with_the_differences(home):
         RequestError, match=r"belongs to a run of another experiment(?s:.*)\n  train.max_steps: 12 -> 13$"
     ):
         Logdir(home, toy.experiment(max_steps=13))
+
+
+def test_a_run_may_go_on_with_other_resources_and_is_then_known_by_these(home):
+    resources = Resources(
+        trainer=RoleResources(num_gpus=8.0), hosts=2, mesh=Mesh(fsdp="data"), store=RoleResources(custom={"big": 1.0})
+    )
+    larger = dataclasses.replace(EXPERIMENT, resources=resources)
+    before = read_info(home)
+    with contextlib.closing(Logdir(home, larger)) as logdir:
+        assert logdir.info["id"] == before["id"]
+        assert logdir.experiment_for_roles() == larger
+        assert read_experiment(home) == EXPERIMENT  # nothing is written before it begins
+        logdir.begin(["raylingvo"])
+    assert read_experiment(home) == larger
+    Logdir(home, EXPERIMENT).close()
+
+
+def test_with_other_resources_another_experiment_is_refused_all_the_same(home):
+    another = dataclasses.replace(toy.experiment(seed=1), resources=Resources(hosts=2))
+    with pytest.raises(RequestError) as raised:
+        Logdir(home, another)
+    # Nobody needs to undo what may differ.
+    assert str(raised.value).splitlines()[1:] == ["  train.seed: 0 -> 1"]
 
 
 def test_a_logdir_in_use_is_refused_until_it_is_closed(home):

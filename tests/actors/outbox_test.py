@@ -40,7 +40,7 @@ def test_snapshots_wait_until_the_store_has_them(copier):
     outbox = Outbox()
     first, second = put(outbox, copier, 1), put(outbox, copier, 2)
     assert outbox.get(1).weights[0] is first
-    hand_over(outbox, 1, (1.0, 1))
+    hand_over(outbox, 1, (1, 1))
     assert np.shares_memory(put(outbox, copier, 3), first)
     assert (outbox.get(1).weights[0] == 1).all()  # the store's
     assert (outbox.get(2).weights[0] == 2).all()
@@ -52,9 +52,9 @@ def test_what_the_store_needs_no_more_is_let_go(copier):
     outbox = Outbox()
     for step in (1, 2, 3):
         put(outbox, copier, step)
-        hand_over(outbox, step, (1.0, step))
+        hand_over(outbox, step, (1, step))
     put(outbox, copier, 4)  # which the store has not got yet
-    outbox.keep((1.0, 4), [2, 3], states=[3])
+    outbox.keep((1, 4), [2, 3], states=[3])
     assert outbox.announcements() == [announcement(2)._replace(rest_nbytes=None), announcement(3), announcement(4)]
     assert outbox.get(2).rest is None
     assert outbox.get(3).position == {"position": 3}
@@ -66,20 +66,20 @@ def test_a_call_that_was_overtaken_brings_nothing_back(copier):
     outbox = Outbox()
     for step in (1, 2):
         put(outbox, copier, step)
-    outbox.keep((1.0, 3), [2], states=[])
-    hand_over(outbox, 1, (1.0, 1))
-    hand_over(outbox, 2, (1.0, 2))
-    outbox.keep((1.0, 0), [], states=[])
+    outbox.keep((1, 3), [2], states=[])
+    hand_over(outbox, 1, (1, 1))
+    hand_over(outbox, 2, (1, 2))
+    outbox.keep((1, 0), [], states=[])
     assert outbox.announcements() == [announcement(2)._replace(rest_nbytes=None)]
 
 
 def test_a_later_life_of_the_store_counts_from_the_beginning(copier):
     outbox = Outbox()
     put(outbox, copier, 1)
-    hand_over(outbox, 1, (1.0, 100))
-    outbox.keep((1.0, 101), [1], states=[1])
-    hand_over(outbox, 1, (2.0, 1))
-    outbox.keep((2.0, 2), [], states=[])
+    hand_over(outbox, 1, (1, 100))
+    outbox.keep((1, 101), [1], states=[1])
+    hand_over(outbox, 1, (2, 1))
+    outbox.keep((2, 2), [], states=[])
     assert outbox.announcements() == []
 
 
@@ -89,7 +89,7 @@ def test_the_end_waits_for_the_store(copier):
     put(outbox, copier, 1)
     with pytest.raises(TimeoutError):
         outbox.wait_handed_over(0.01)
-    thread = threading.Thread(target=hand_over, args=(outbox, 1, (1.0, 1)))
+    thread = threading.Thread(target=hand_over, args=(outbox, 1, (1, 1)))
     thread.start()
     outbox.wait_handed_over(60)
     thread.join()
@@ -104,8 +104,8 @@ def test_snapshots_may_be_handed_over_by_another_thread(copier):
             if not ready.acquire(timeout=30) or (outbox.get(step).weights[0] != step).any():
                 wrong.append(step)
                 return
-            hand_over(outbox, step, (1.0, 2 * step))
-            outbox.keep((1.0, 2 * step + 1), [], states=[])
+            hand_over(outbox, step, (1, 2 * step))
+            outbox.keep((1, 2 * step + 1), [], states=[])
 
     thread = threading.Thread(target=reader)
     thread.start()

@@ -53,7 +53,7 @@ class Store:
             position = json.loads(json.dumps(pulled.position))
             copied = Snapshot(copied.weights, [x.copy() for x in pulled.rest], position)
             self.states[step] = copied
-        self.trainer.outbox.handed_over((1.0, len(self.announced)), announcement, copied)
+        self.trainer.outbox.handed_over((1, len(self.announced)), announcement, copied)
 
     def newest_state(self):
         return max(((step, [snapshot]) for step, snapshot in self.states.items()), default=None)
@@ -579,7 +579,7 @@ def test_the_rate_is_scaled_from_the_next_step_on_and_stays_so(tmp_path):
     train_with(0.5, after=5)
     train_with(None, after=2)  # steps 6 and 7
     train_with(0.5, after=1)
-    train_with(1.0, after=2)
+    train_with(1, after=2)
     assert told == [["learning rate x 0.5 from step 5 on"], [], [], ["learning rate x 1 from step 10 on"]]
     assert float(outcome(EXPERIMENT, tmp_path)[0].learning_rate) == np.float32(0.05)
     rates = {record["step"]: record["learning_rate"] for record in read_metrics(tmp_path / "train")}
