@@ -31,3 +31,7 @@ class DiskError(RequestError, OSError):
             f"{self.filename} cannot be written: {self.strerror}; {fix} and give the same command again: "
             "a run goes on from its newest checkpoint"
         )
+
+
+class HostsApart(RuntimeError):
+    """The hosts of a Trainer have not found each other: not the fault of any of them."""

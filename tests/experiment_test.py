@@ -15,6 +15,7 @@ from raylingvo.experiment import (
     EarlyStop,
     Experiment,
     Reading,
+    Resources,
     RoleResources,
     Snapshots,
     Train,
@@ -120,8 +121,33 @@ def test_parts_that_do_not_fit_together_are_refused(overrides, message):
         (lambda: EarlyStop(metric="test/x", mode="max", window=0), r"window must be >= 1 \(got 0\)"),
         (lambda: Reading(batch_size=0), r"batch_size must be >= 1 \(got 0\)"),
         (lambda: RoleResources(num_cpus=-1.0), r"num_cpus must be >= 0 \(got -1.0\)"),
+        (lambda: RoleResources(custom={"CPU": 1.0}), r"^custom must not have CPU: that is num_cpus$"),
+        (lambda: RoleResources(custom={"TPU": 4.0, "GPU": 0.0}), r"^custom must not have GPU: that is num_gpus$"),
+        (lambda: Resources(hosts=0), r"^hosts must be >= 1 \(got 0\)$"),
+        (lambda: Resources(cpu_devices=0), r"^cpu_devices must be >= 1 \(got 0\)$"),
     ],
 )
 def test_bad_values_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_a_role_asks_for_is_by_rays_names_without_what_it_does_not_ask_for():
+    assert RoleResources().amounts == {}
+    assert RoleResources(num_cpus=0.5, num_gpus=2.0).amounts == {"CPU": 0.5, "GPU": 2.0}
+    assert RoleResources(num_gpus=0.0, custom={"TPU": 4.0, "big": 0.0}).amounts == {"TPU": 4.0}
+
+
+def test_resources_are_set_by_role():
+    given = {"hosts": "4", "cpu_devices": "2", "trainer.num_gpus": "8", "store.custom": "{big: 0.5}"}
+    found = override(toy.experiment(), {f"resources.{key}": value for key, value in given.items()}).resources
+    assert found == Resources(
+        trainer=RoleResources(num_cpus=1.0, num_gpus=8.0),
+        hosts=4,
+        cpu_devices=2,
+        store=RoleResources(custom={"big": 0.5}),
+    )
+    with pytest.raises(RequestError, match=r"^resources.hosts must be >= 1 \(got 0\)$"):
+        override(toy.experiment(), {"resources.hosts": "0"})
+    with pytest.raises(RequestError, match=r"^resources.trainer.custom must not have CPU: that is num_cpus$"):
+        override(toy.experiment(), {"resources.trainer.custom.CPU": "1"})

@@ -166,3 +166,12 @@ def assert_bit_equal(actual: Any, expected: Any) -> None:
         name, a, b = jax.tree_util.keystr(path), np.asarray(a), np.asarray(b)
         assert (a.dtype, a.shape) == (b.dtype, b.shape), name
         assert a.tobytes() == b.tobytes(), f"{name}: {a} is not {b}"
+
+
+def aligned(x: np.ndarray) -> np.ndarray:
+    """A copy, in memory that JAX would rather borrow than copy if it is large enough."""
+    memory = np.empty(x.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    copy = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    return copy

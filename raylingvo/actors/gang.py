@@ -11,6 +11,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from raylingvo.errors import HostsApart
+
 
 class Cause(NamedTuple):
     """Why a Trainer ended badly."""
@@ -75,7 +77,8 @@ class Gang:
     def _rank(self, index: int, error: RayError, crash: Callable[[int], str]) -> int:
         if isinstance(error, RayTaskError):
             of_jax, text = type(error.cause).__name__ in _RUNTIME_ERRORS, str(error.cause)
-            if "Gloo" in text or (of_jax and _CONNECTION.search(text)):
+            apart = isinstance(error.cause, HostsApart) or "Gloo" in text
+            if apart or (of_jax and _CONNECTION.search(text)):
                 return _LOST
             return 2 if of_jax else 0
         return 1 if crash(index) else 0

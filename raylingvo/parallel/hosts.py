@@ -6,12 +6,15 @@ import dataclasses
 import functools
 import json
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from raylingvo.errors import HostsApart
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,11 +47,14 @@ def join(host: Host, cpu_devices: int) -> None:
     """Makes this process one of the hosts, before JAX has looked for its devices.
 
     cpu_devices: into how many the CPU of a host that works on its CPU is divided.
+    Raises HostsApart if the hosts have not found each other.
     """
     if os.environ.get("JAX_PLATFORMS") == "cpu" and cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     if host.count == 1:
         return
+    if host.leads:
+        _check_free(host.coordinator)
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -56,21 +62,35 @@ def join(host: Host, cpu_devices: int) -> None:
         # JAX (0.10.2) has no setting for where Gloo listens: it would be where the machine's name leads, if anywhere.
         _jax.make_gloo_tcp_collectives = functools.partial(_jax.make_gloo_tcp_collectives, hostname=host.address)
     jax.config.update("jax_enable_preemption_service", False)  # it would take our SIGTERM away
-    jax.distributed.initialize(
-        host.coordinator,
-        host.count,
-        host.index,
-        initialization_timeout=_START_SECONDS,
-        heartbeat_timeout_seconds=_SILENCE_SECONDS,
-        shutdown_timeout_seconds=WORK_SECONDS,
-        # By default it listens on every address of the machine.
-        coordinator_bind_address=host.coordinator if host.leads else None,
-    )
+    try:
+        jax.distributed.initialize(
+            host.coordinator,
+            host.count,
+            host.index,
+            initialization_timeout=_START_SECONDS,
+            heartbeat_timeout_seconds=_SILENCE_SECONDS,
+            shutdown_timeout_seconds=WORK_SECONDS,
+            # By default it listens on every address of the machine.
+            coordinator_bind_address=host.coordinator if host.leads else None,
+        )
+    except RuntimeError as error:  # another has died, say
+        raise HostsApart(f"the hosts have not found each other at {host.coordinator}: {error}") from error
     if jax.process_index() != host.index:
         raise RuntimeError(
             f"JAX counts host {host.index} as process {jax.process_index()}: the accelerator's own order of hosts "
             "is another one than Ray's, which raylingvo cannot work with yet"
         )
+
+
+def _check_free(address: str) -> None:
+    """Raises HostsApart if something else listens at host:port; JAX (0.10.2) would end in a segmentation fault."""
+    ip, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ip, int(port)))
+        except OSError as error:
+            raise HostsApart(f"the hosts cannot meet at {address}: {error.strerror}") from error
 
 
 def leave(host: Host) -> None:

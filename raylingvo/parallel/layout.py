@@ -152,10 +152,10 @@ class Spread(OneDevice):
         return Shard(index=first // size, count=parts // size)
 
     def _sharding(self, path: Any, leaf: Any) -> NamedSharding:
-        """As the variable whose path it ends with, if it is of the same rank."""
+        """As the variable whose path is in its own, such as that of a slot, if it is of the same rank."""
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        ends = [known for known in self._logical_axes if name == known or name.endswith(f"/{known}")]
-        axes = self._logical_axes[max(ends, key=len)] if ends else None
+        within = [known for known in self._logical_axes if f"/{known}/" in f"/{name}/"]
+        axes = self._logical_axes[max(within, key=len)] if within else None
         if axes is None or len(axes) != len(leaf.shape):
             return self._whole
         return NamedSharding(self._mesh, P(*self._split(axes, leaf.shape)))
