@@ -225,6 +225,9 @@ class RoleResources:
     def __post_init__(self) -> None:
         _at_least(self, 0, "num_cpus", "num_gpus")
         object.__setattr__(self, "custom", FrozenDict(self.custom))
+        for name, amount in self.custom.items():
+            if not amount >= 0:
+                raise ValueError(f"custom.{name} must be >= 0 (got {amount})")
         for name, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
             if name in self.custom:
                 raise ValueError(f"custom must not have {name}: that is {field}")

@@ -121,6 +121,7 @@ def test_parts_that_do_not_fit_together_are_refused(overrides, message):
         (lambda: EarlyStop(metric="test/x", mode="max", window=0), r"window must be >= 1 \(got 0\)"),
         (lambda: Reading(batch_size=0), r"batch_size must be >= 1 \(got 0\)"),
         (lambda: RoleResources(num_cpus=-1.0), r"num_cpus must be >= 0 \(got -1.0\)"),
+        (lambda: RoleResources(custom={"TPU": -1.0}), r"^custom.TPU must be >= 0 \(got -1.0\)$"),
         (lambda: RoleResources(custom={"CPU": 1.0}), r"^custom must not have CPU: that is num_cpus$"),
         (lambda: RoleResources(custom={"TPU": 4.0, "GPU": 0.0}), r"^custom must not have GPU: that is num_gpus$"),
         (lambda: Resources(hosts=0), r"^hosts must be >= 1 \(got 0\)$"),

@@ -77,7 +77,7 @@ class Gang:
     def _rank(self, index: int, error: RayError, crash: Callable[[int], str]) -> int:
         if isinstance(error, RayTaskError):
             of_jax, text = type(error.cause).__name__ in _RUNTIME_ERRORS, str(error.cause)
-            apart = isinstance(error.cause, HostsApart) or "Gloo" in text
+            apart = isinstance(error.cause, HostsApart) or re.search(r"\bGloo [\w-]+ failed", text)
             if apart or (of_jax and _CONNECTION.search(text)):
                 return _LOST
             return 2 if of_jax else 0

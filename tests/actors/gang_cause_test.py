@@ -74,7 +74,7 @@ def cause(ends: Mapping[int, RayError | dict[str, Any]], *, of: int, crashed: Se
         JaxRuntimeError("INTERNAL: whatever"),
         JaxRuntimeError("INTERNAL: [external/gloo/transport/tcp] Connection reset by peer"),
         JaxRuntimeError("NCCL operation failed"),
-        ValueError("Gloo AllGather failed"),
+        ValueError("UNKNOWN: Gloo AllGather failed: timed out"),
     ],
 )
 def test_a_host_that_was_killed_is_why_calls_to_it_failed(order: tuple[int, int], peer: Exception) -> None:

@@ -74,6 +74,7 @@ def test_a_host_that_is_killed_takes_the_trainer_along_and_nothing_else(
     assert steps_of(tmp_path, "eval_test") == [10, 20, 30, 40, 50, 60]
 
 
+@pytest.mark.slow
 def test_a_host_that_is_told_to_go_takes_all_to_a_checkpoint(
     tmp_path: Path, whole: Path, new_gate: Callable[[str], gates.Gate]
 ) -> None:

@@ -96,17 +96,17 @@ def test_fsdp_splits_the_largest_axis_of_what_no_rule_splits(
     assert split(FSDP, shape, *axes) == wanted
 
 
-def test_a_leaf_lies_as_the_variable_whose_path_it_ends_with() -> None:
+def test_a_leaf_lies_as_the_variable_whose_path_is_in_its_own() -> None:
     mesh = Mesh(axes={"data": 2, "model": 4}, rules={"mlp": "model"})
     layout = Spread(mesh, {"kernel": (None, None), "out/kernel": ("mlp", None), "b": ("mlp",)})
     tree = {
-        "mu": {"out": {"kernel": np.zeros((8, 8))}, "xout": {"kernel": np.zeros((8, 8))}, "b": np.zeros(8)},
+        "mu": {"out": {"kernel": np.zeros((8, 8))}, "xout": {"kernel": np.zeros((8, 8))}, "b": {"v": np.zeros(8)}},
         "out": {"kernel": np.zeros(8)},  # of another rank
         "ab": np.zeros(8),
         "count": np.zeros(()),
     }
     assert jax.tree.map(parts, layout.shardings(tree)) == {
-        "mu": {"out": {"kernel": ("model",)}, "xout": {"kernel": ()}, "b": ("model",)},
+        "mu": {"out": {"kernel": ("model",)}, "xout": {"kernel": ()}, "b": {"v": ("model",)}},
         "out": {"kernel": ()},
         "ab": (),
         "count": (),
