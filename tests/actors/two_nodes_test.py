@@ -25,7 +25,9 @@ FIRST, SECOND = "first", "second"
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Cluster]:
     """The first of two machines, which has the driver, and stays."""
-    node = {"num_cpus": 2, "resources": {FIRST: 10}, "include_dashboard": False}
+    # Whether the dashboard's default port is free Ray (2.60) tries even for no dashboard, and if it is not, because of
+    # another test's cluster, say, it leaves the socket open.
+    node = {"num_cpus": 2, "resources": {FIRST: 10}, "include_dashboard": False, "dashboard_port": None}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield cluster
