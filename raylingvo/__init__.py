@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from raylingvo.errors import RequestError
     from raylingvo.experiment import Experiment
     from raylingvo.registry import get, register
+    from raylingvo.tune.sweep import sweep
 
 __version__ = "0.1.0"
-__all__ = ["Experiment", "RequestError", "get", "override", "register", "run"]
+__all__ = ["Experiment", "RequestError", "get", "override", "register", "run", "sweep"]
 
 # Resolved on first use, so that `import raylingvo` imports neither JAX, Ray nor TensorFlow.
 _HOMES = {
@@ -28,6 +29,7 @@ _HOMES = {
     "override": "raylingvo.config",
     "register": "raylingvo.registry",
     "run": "raylingvo.actors.run",
+    "sweep": "raylingvo.tune.sweep",
 }
 
 

@@ -17,6 +17,7 @@ from ray._private.utils import read_ray_address
 from ray.exceptions import AuthenticationError
 
 from raylingvo.actors import memory, priorities
+from raylingvo.config import FrozenDict
 from raylingvo.errors import RequestError
 
 # By these a terminal, `timeout`, a batch system or a shell that ends asks a run to stop.
@@ -34,8 +35,11 @@ class Cluster(NamedTuple):
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[Cluster]:
-    """Ray, as asked for: the cluster at `address`, the one this process is connected to, or one of our own."""
+def connected(address: str | None, resources: Mapping[str, float] = FrozenDict()) -> Iterator[Cluster]:
+    """Ray, as asked for: the cluster at `address`, the one this process is connected to, or one of our own.
+
+    resources: what one of our own has besides what Ray finds.
+    """
     if ray.is_initialized():
         yield _connected_already(address)
         return
@@ -54,7 +58,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
         if own:
             # "local": never join somebody else's cluster by accident.
             with blocked(STOP_SIGNALS), memory.kept(), _on_loopback():
-                dashboard = _init("local")
+                dashboard = _init("local", resources=dict(resources))
             priorities.let_ray_step_back()
         else:
             dashboard = _join(str(address))
@@ -134,9 +138,9 @@ def _quiet() -> Iterator[None]:
         ray_worker.print_to_stdstream = printing
 
 
-def _init(address: str) -> str | None:
+def _init(address: str, **options: Any) -> str | None:
     """Connects; the address of the dashboard."""
-    return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR).dashboard_url
+    return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options).dashboard_url
 
 
 def _join(address: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import sys
 import threading
@@ -21,9 +20,9 @@ from raylingvo.actors.calls import POLL_SECONDS
 from raylingvo.actors.cluster import Cluster
 from raylingvo.data.paths import data_root
 from raylingvo.errors import DiskError, RequestError
-from raylingvo.monitor.atomic import naming
 from raylingvo.monitor.live_plain import PlainView
 from raylingvo.monitor.live_tee import TeeView
+from raylingvo.monitor.log_file import LogFile
 from raylingvo.monitor.relay import News, Relay
 from raylingvo.monitor.summary import format_summary
 
@@ -88,17 +87,6 @@ class Order:
         return config.load(self.config, Experiment)
 
 
-class _LogFile(io.TextIOBase):
-    """A file that is opened for each piece of text: one that a full disk refuses is not tried again at the end."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def write(self, text: str) -> int:
-        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
-            return file.write(text)
-
-
 class DriverNews(News):
     run: str
     experiment: str
@@ -150,7 +138,8 @@ class DriverActor:
         ray.kill(self._me)  # `exit_actor` is for the thread of a call
 
     def _run(self) -> Ending:
-        from raylingvo.actors.run import Detached, RunFailed, run
+        from raylingvo.actors.run import RunFailed, run
+        from raylingvo.actors.within import Within
 
         try:
             result = run(
@@ -159,7 +148,7 @@ class DriverActor:
                 view=self._view,
                 started=self._order.started,
                 stop_request=lambda: self._stop_request,
-                detached=Detached(run=self._order.run, cluster=self._order.cluster, begun=self._begin),
+                within=Within(run=self._order.run, cluster=self._order.cluster, begun=self._begin),
             )
         except RunFailed as failure:
             ending = Ending(1, failure.result, str(failure), failure.trace)
@@ -175,7 +164,7 @@ class DriverActor:
 
     def _begin(self) -> None:
         """From now on there is a log. Before, the request may have been wrong, or the logdir somebody else's."""
-        self._log = PlainView(cast(TextIO, _LogFile(Path(self._order.logdir) / LOG)))
+        self._log = PlainView(cast(TextIO, LogFile(Path(self._order.logdir) / LOG)))
         self._view.add(self._log)
         self._relay.begin()
 

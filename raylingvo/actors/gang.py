@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from raylingvo.actors.workers import Workers
 from raylingvo.errors import HostsApart
 
 
@@ -26,13 +27,14 @@ class Cause(NamedTuple):
 class Gang:
     """The actors of one life of the Trainer. What can be asked of one of them, host 0 is asked."""
 
-    def __init__(self, name: str, actors: Sequence[Any], group: PlacementGroup | None):
-        """name: that no other life has. group: where the actors are, if it is to go with them."""
+    def __init__(self, name: str, actors: Sequence[Any], group: PlacementGroup | None, workers: Workers):
+        """name: that no other life has. group: where the actors are, if it is to go with them. workers: their home."""
         self.name = name
         self.actors = list(actors)
         self.leader = self.actors[0]
         self.refs: list[ray.ObjectRef] = []  # of what the hosts return, once they run
         self._group = group
+        self._workers = workers
         self._results: dict[int, dict[str, Any]] = {}
         self._errors: dict[int, RayError] = {}
 
@@ -43,9 +45,12 @@ class Gang:
         self.refs = [actor.run.remote(*meeting_point) for actor in self.actors]
         return self.refs
 
-    def kill(self) -> None:
+    def release(self) -> None:
+        """Ends the actors; or lets them wait for another run, if this one's work is done."""
+        # Processes that have met once cannot meet others (JAX 0.10.2).
+        well = len(self.actors) == 1 and self.result() is not None
         for actor in self.actors:
-            ray.kill(actor)
+            self._workers.release(actor, well=well)
         if self._group is not None:
             with contextlib.suppress(RayError):  # of a cluster that has ended
                 remove_placement_group(self._group)

@@ -28,36 +28,40 @@ from raylingvo.actors.calls import PAYLOAD_SECONDS, POLL_SECONDS, fetch
 from raylingvo.actors.gang import Gang
 from raylingvo.actors.outbox import Announcement, Outbox, Snapshot, Version
 from raylingvo.actors.store_actor import HostActor, StoreActor
+from raylingvo.actors.within import Within
+from raylingvo.actors.workers import Workers
 from raylingvo.data.paths import data_root
 
 # Actors import this module before they know on which device they are to work: it must not import JAX.
 if TYPE_CHECKING:
     from raylingvo.actors.reader import Arrival
-    from raylingvo.actors.trainer import Trainer
+    from raylingvo.actors.trainer import Adoption, Trainer
     from raylingvo.experiment import Experiment, Resources, RoleResources
 
 
 class Job:
-    """What every role of a run is told when it starts: plain data, unpickled without the user's modules.
+    """What every role of a run is told when it starts: plain data, unpickled without the user's modules."""
 
-    own_cluster: Ray's processes have inherited the environment of this one; else each role asks for what it needs.
-    """
-
-    def __init__(self, run: str, experiment: Experiment, logdir: Path, *, own_cluster: bool):
+    def __init__(self, run: str, experiment: Experiment, logdir: Path, within: Within):
         self.run = run
         self.config = config.dump(experiment)
         self.logdir = str(logdir)
         self.import_paths = [path for path in sys.path if path]
-        self.environment = {"RAYLINGVO_DATA": str(data_root())}
-        # A process with an environment of its own is one that Ray has not started beforehand: a second or two.
-        self.runtime_env = {} if own_cluster else {"env_vars": memory.wanted()}
+        self.environment = {"RAYLINGVO_DATA": str(data_root()), **within.environment}
+        self.data = list(within.data)
+        # In a cluster of one's own Ray's processes have inherited the environment of this one; else each role asks for
+        # what it needs. Such a process is one that Ray has not started beforehand: a second or two.
+        self.runtime_env = {} if within.cluster.own else {"env_vars": memory.wanted()}
 
     def enter(self, platform: Mapping[str, str]) -> Experiment:
         """In the role's process, before JAX is imported: makes the process the role's, returns the experiment."""
         os.environ.update(self.environment, **platform)
         sys.path.extend(path for path in self.import_paths if path not in sys.path)
+        from raylingvo.data import opened
         from raylingvo.experiment import Experiment
 
+        for ref in self.data:
+            opened.add(*fetch(ref, PAYLOAD_SECONDS))
         return config.load(self.config, Experiment)
 
 
@@ -77,20 +81,26 @@ class TrainerActor:
 
     def __init__(self, job: Job, platform: Mapping[str, str], store: Any, trainer: str, index: int, count: int):
         """trainer: a name that no other life of the Trainer has. index, count: of this host, and how many there are."""
-        self._job = job
-        self._platform = platform
-        self._store = store
-        self._host = trainer, index, count
         # A request comes before there is a Trainer, or after: never in between, where an older one would follow it.
         self._requests = threading.Lock()
-        self._trainer: Trainer | None = None
-        self._outbox = Outbox()
-        self._stop_request: bool | None = None  # whether the run will be resumed
-        self._preempted = False
-        self._rate_factor: float | None = None
+        self.renew(job, platform, store, trainer, index, count)
         # Ray calls this in the main thread. What it would do itself is to end the process.
         signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see cluster.py, blocked
+
+    def renew(self, job: Job, platform: Mapping[str, str], store: Any, trainer: str, index: int, count: int) -> None:
+        """Makes this the Trainer of another run."""
+        with self._requests:
+            self._job = job
+            self._platform = platform
+            self._store = store
+            self._host = trainer, index, count
+            self._trainer: Trainer | None = None
+            self._outbox = Outbox()
+            self._stop_request: bool | None = None  # whether the run will be resumed
+            self._preempted = False
+            self._rate_factor: float | None = None
+            self._adoption: Adoption | None = None
 
     def __repr__(self) -> str:
         _, index, count = self._host
@@ -137,6 +147,8 @@ class TrainerActor:
                 trainer.stop(resumable=self._stop_request)
             if self._rate_factor is not None:
                 trainer.scale_rate(self._rate_factor)
+            if self._adoption is not None:
+                trainer.adopt(self._adoption)
         result = trainer.run()
         if not result.pop("resumes"):  # else nothing will be evaluated, and the last step is on disk
             self._outbox.wait_handed_over(PAYLOAD_SECONDS)
@@ -157,6 +169,19 @@ class TrainerActor:
             self._rate_factor = factor
             if self._trainer is not None:
                 self._trainer.scale_rate(factor)
+
+    def adopt(self, newest: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+        """Goes on with another run's train state, see Trainer.adopt.
+
+        newest: what the `newest_state` of that run's store gave. Raises RayError if it is lost.
+        """
+        from raylingvo.actors.trainer import Adoption
+
+        snapshots = _fetch_state(newest)
+        with self._requests:
+            self._adoption = Adoption(snapshots, params)
+            if self._trainer is not None:
+                self._trainer.adopt(self._adoption)
 
     def snapshot(self, step: int) -> tuple[Any, Any, bool]:
         """(weights, rest or None, True), or (None, None, False) if the snapshot is not here any more.
@@ -195,6 +220,12 @@ def _snapshot(weights: Any, rest: Any) -> Snapshot:
     return Snapshot(arrays, rest_arrays, position, None if places is None else (places, rest_places))
 
 
+def _fetch_state(newest: Mapping[str, Any]) -> list[Snapshot]:
+    """What each host gave of the state that `StoreActor.newest_state` tells of."""
+    weights, rests = (fetch(newest[part], PAYLOAD_SECONDS) for part in ("weights", "rest"))
+    return [_snapshot(*of_host) for of_host in zip(weights, rests, strict=True)]
+
+
 class _Publisher:
     """The store, as one host of the Trainer sees it."""
 
@@ -208,13 +239,11 @@ class _Publisher:
     def newest_state(self) -> tuple[int, list[Snapshot]] | None:
         while (newest := fetch(self._store.newest_state.remote())) is not None:
             try:
-                weights, rests = (fetch(newest[part], PAYLOAD_SECONDS) for part in ("weights", "rest"))
+                return newest["step"], _fetch_state(newest)
             except GetTimeoutError:
                 raise
             except RayError:  # the machine that held it is gone
                 fetch(self._store.lost.remote(newest["life"], newest["step"], newest["weights"]))
-                continue
-            return newest["step"], [_snapshot(*of_host) for of_host in zip(weights, rests, strict=True)]
         return None
 
 
@@ -222,6 +251,12 @@ class ReaderActor:
     """An Evaler or a Decoder."""
 
     def __init__(self, kind: str, dataset: str, name: str, job: Job, platform: Mapping[str, str], store: Any):
+        # On one machine training goes first. Accelerators do not care.
+        os.nice(priorities.READERS)
+        self.renew(kind, dataset, name, job, platform, store)
+
+    def renew(self, kind: str, dataset: str, name: str, job: Job, platform: Mapping[str, str], store: Any) -> None:
+        """Makes this a reader of another run."""
         self._kind = kind
         self._dataset = dataset
         self._job = job
@@ -233,8 +268,6 @@ class ReaderActor:
 
     def run(self) -> None:
         """Works until the store says that nothing will follow."""
-        # On one machine training goes first. Accelerators do not care.
-        os.nice(priorities.READERS)
         experiment = self._job.enter(self._platform)
         if self._kind == "evaler":
             from raylingvo.actors.evaler import Evaler as Role
@@ -283,32 +316,31 @@ def start_store(job: Job, resources: RoleResources, *, max_bytes: int, max_count
     return ray.remote(StoreActor).options(**options).remote(job.run, uuid.uuid4().hex, max_bytes, max_count)
 
 
-def start_trainer(job: Job, resources: Resources, store: Any) -> Gang:
+def start_trainer(workers: Workers, job: Job, resources: Resources, store: Any) -> Gang:
     """Starts the Trainer's actors, one for each host; `Gang.run` starts training."""
     options = {**_options(job, resources.trainer), "max_concurrency": 8}
     name, count, platform = uuid.uuid4().hex, resources.hosts, _platform(resources.trainer)
     group = None
-    if count > 1:
+    # What has reserved room for the whole run has reserved it for them too.
+    if count > 1 and ray.util.get_current_placement_group() is None:
         # All of them or none: some would wait for the others on machines that are of no use meanwhile.
         group = placement_group([resources.trainer.amounts or {"CPU": 0.001}] * count, strategy="SPREAD")
     actors = []
     for index in range(count):
         place = {} if group is None else {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, index)}
-        actor = ray.remote(TrainerActor).options(**options, **place)
-        actors.append(actor.remote(job, platform, store, name, index, count))
-    return Gang(name, actors, group)
+        actors.append(workers.start(TrainerActor, {**options, **place}, job, platform, store, name, index, count))
+    return Gang(name, actors, group, workers)
 
 
-def start_reader(kind: str, dataset: str, name: str, job: Job, resources: RoleResources, store: Any) -> Any:
+def start_reader(
+    workers: Workers, kind: str, dataset: str, name: str, job: Job, resources: RoleResources, store: Any
+) -> Any:
     """Starts the actor of an Evaler or Decoder (`kind`: evaler, decoder), known to the store as `name`."""
-    return (
-        ray.remote(ReaderActor)
-        .options(**_options(job, resources))
-        .remote(kind, dataset, name, job, _platform(resources), store)
-    )
+    args = kind, dataset, name, job, _platform(resources), store
+    return workers.start(ReaderActor, _options(job, resources), *args, use=name)
 
 
-def _options(job: Job, resources: RoleResources) -> Mapping[str, Any]:
+def _options(job: Job, resources: RoleResources) -> dict[str, Any]:
     return {
         **_amounts(resources),
         "runtime_env": job.runtime_env,
@@ -316,7 +348,7 @@ def _options(job: Job, resources: RoleResources) -> Mapping[str, Any]:
     }
 
 
-def _amounts(resources: RoleResources) -> Mapping[str, Any]:
+def _amounts(resources: RoleResources) -> dict[str, Any]:
     return {
         "num_cpus": resources.num_cpus,
         "num_gpus": resources.num_gpus,

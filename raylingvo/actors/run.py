@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
@@ -16,9 +15,10 @@ from typing import Any
 import ray
 
 from raylingvo.actors import remote
-from raylingvo.actors.cluster import STOP_SIGNALS, Cluster, connected
+from raylingvo.actors.cluster import STOP_SIGNALS, connected
 from raylingvo.actors.logdir import Logdir
 from raylingvo.actors.supervisor import Supervisor
+from raylingvo.actors.within import Within
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Experiment
 from raylingvo.monitor.live import View, open_view
@@ -34,15 +34,6 @@ class RunFailed(RuntimeError):
         self.trace = trace
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Detached:
-    """What a run is told by its driver if that is an actor (driver.py)."""
-
-    run: str  # its id, if it is not there yet; who looks for it knows it by this
-    cluster: Cluster  # that the actor is in
-    begun: Callable[[], None]  # called when the request has proved right, and run.json says `running`
-
-
 def run(
     experiment: Experiment,
     logdir: str | os.PathLike[str],
@@ -51,7 +42,7 @@ def run(
     view: View | None = None,
     started: float | None = None,
     stop_request: Callable[[], str | None] | None = None,
-    detached: Detached | None = None,
+    within: Within | None = None,
 ) -> dict[str, Any]:
     """Runs an experiment in a logdir to its end, or goes on with it there; returns what `run --json` prints.
 
@@ -65,13 +56,13 @@ def run(
     started = time.time() if started is None else started
     for name in dict.fromkeys([experiment.train.dataset, *experiment.eval, *experiment.decode]):
         experiment.datasets[name].check()
-    with contextlib.closing(Logdir(Path(logdir), experiment, detached and detached.run)) as home:
+    with contextlib.closing(Logdir(Path(logdir), experiment, within and within.run)) as home:
         if home.info["status"] == "finished":
             return home.info["result"]
         given = home.experiment_for_roles()
         with (
-            contextlib.nullcontext(detached.cluster) if detached else connected(address) as cluster,
-            contextlib.nullcontext(stop_request) if stop_request else _signals() as asked_to_stop,
+            contextlib.nullcontext(within.cluster) if within else connected(address) as cluster,
+            contextlib.nullcontext(stop_request) if stop_request else noted_signals() as asked_to_stop,
             view or open_view() as shown,
         ):
             if not cluster.may_grow:
@@ -80,12 +71,13 @@ def run(
             source = warm_start and {"logdir": warm_start.logdir, "checkpoint": warm_start.checkpoint}
             home.begin(list(sys.argv), dashboard=cluster.dashboard, warm_start=source)
             try:
-                if detached:
-                    detached.begun()
+                if within:
+                    within.begun()
                 if ray.cluster_resources().get("GPU") and not experiment.resources.trainer.num_gpus:
                     shown.event("there are GPUs that no role asks for: --set resources.trainer.num_gpus=1")
-                job = remote.Job(home.info["id"], given, home.path, own_cluster=cluster.own)
-                supervisor = Supervisor(experiment, job, home.path, shown, cluster.dashboard)
+                at_home = within or Within(cluster=cluster)
+                job = remote.Job(home.info["id"], given, home.path, at_home)
+                supervisor = Supervisor(experiment, job, home.path, shown, at_home)
                 ending, reason = supervisor.wait(asked_to_stop)
             except BaseException as error:
                 status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -130,7 +122,7 @@ def _last_metrics(directory: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], str | None]]:
+def noted_signals() -> Iterator[Callable[[], str | None]]:
     """While this is open, the first SIGINT, SIGTERM or SIGHUP is only noted; the second raises KeyboardInterrupt."""
     received: list[str] = []
 

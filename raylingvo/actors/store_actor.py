@@ -67,6 +67,7 @@ class StoreActor:
         self._changed = asyncio.Condition()
         self._results: list[dict[str, Any]] = []
         self._failure: Exception | None = None
+        self._dismissed = False
         self._tasks: set[asyncio.Task[bool]] = set()
         self._trainer: Sequence[Any] = ()  # an actor for each of its hosts
         self._trainer_name: str | None = None
@@ -261,10 +262,12 @@ class StoreActor:
         entry = None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(POLL_SECONDS), self._changed:
-                await self._changed.wait_for(lambda: self._store.has_work(name) or self._store.finished(name))
-                entry = self._store.take(name)
+                await self._changed.wait_for(
+                    lambda: self._dismissed or self._store.has_work(name) or self._store.finished(name)
+                )
+                entry = None if self._dismissed else self._store.take(name)
         if entry is None:
-            return {"end": self._store.finished(name)}
+            return {"end": self._dismissed or self._store.finished(name)}
         if not entry.in_memory:
             async with self._spilling:
                 if not entry.in_memory:  # another reader may have had it brought back meanwhile
@@ -301,6 +304,11 @@ class StoreActor:
         """No snapshot will follow that of `last_step`."""
         await self._opened.wait()
         self._store.close(last_step)
+        await self._wake()
+
+    async def dismiss(self) -> None:
+        """The run is interrupted: readers get nothing more, and end."""
+        self._dismissed = True
         await self._wake()
 
     async def status(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from raylingvo.actors.calls import fetch
 from raylingvo.actors.gang import Gang, in_words
 from raylingvo.actors.reader_role import ReaderRole, reader_roles
 from raylingvo.actors.recovery import Failure, Recovery
+from raylingvo.actors.within import Command, Within
 from raylingvo.errors import DiskError, RequestError, TrainingFailed
 from raylingvo.experiment import Experiment, Policy
 from raylingvo.monitor import text
@@ -36,12 +37,13 @@ Ending = Literal["finished", "interrupted", "failed"]
 class Supervisor:
     """One execution of an experiment. For one thread."""
 
-    def __init__(self, experiment: Experiment, job: remote.Job, logdir: Any, view: View, dashboard: str | None):
+    def __init__(self, experiment: Experiment, job: remote.Job, logdir: Any, view: View, within: Within):
         self._experiment = experiment
         self._job = job
         self._logdir = logdir
         self._view = view
-        self._dashboard = dashboard
+        self._within = within
+        self._workers = within.workers
         self._started = time.monotonic()
         self._pending: dict[ray.ObjectRef, Callable[[ray.ObjectRef], None]] = {}
         self._trainer_status: dict[str, Any] = {"state": "starting", "step": 0}
@@ -70,7 +72,7 @@ class Supervisor:
         snapshots = experiment.train.snapshots
         # Beyond half of Ray's own store, Ray would move objects to disk before we do. It may be on any machine.
         room = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
-        max_bytes = min(snapshots.max_bytes, int(min(room) / 2))
+        max_bytes = min(snapshots.max_bytes, int(min(room) / 2 / (within.runs_beside + 1)))
         resources = experiment.resources.store
         self._store = remote.start_store(job, resources, max_bytes=max_bytes, max_count=snapshots.max_count)
 
@@ -88,7 +90,7 @@ class Supervisor:
             try:
                 self._show()
             finally:
-                self._kill_roles()
+                self._release_roles()
 
     def _start(self) -> bool:
         """Starts store and Trainer. False, and a failure recorded, if the store cannot be reached."""
@@ -101,8 +103,10 @@ class Supervisor:
         except RayError as error:
             self._record_failure("the SnapshotStore did not start", error)
             return False
+        self._within.opened(self._store)
         self._run_trainer()
         self._ask_for_results()
+        self._ask_for_command()
         self._follow_metrics()  # an earlier run in this logdir may have come to a decision, and died
         return True
 
@@ -128,11 +132,12 @@ class Supervisor:
         for act in due:
             act()
 
-    def _kill_roles(self) -> None:
-        self._kill_trainer()
+    def _release_roles(self) -> None:
+        self._release_trainer()
         for role in self._roles.values():
             if role.actor is not None:
-                ray.kill(role.actor)
+                self._workers.release(role.actor, well=role.ended == "finished")
+        self._within.closing()
         with contextlib.suppress(RayError):  # it may be what failed
             fetch(self._store.shutdown.remote())
         ray.kill(self._store)
@@ -160,16 +165,16 @@ class Supervisor:
         for host in range(resources.hosts):
             crashes.forget(self._logdir, crashes.trainer(host))
         self._trainer_status["state"] = "starting"
-        self._trainer = remote.start_trainer(self._job, resources, self._store)
+        self._trainer = remote.start_trainer(self._workers, self._job, resources, self._store)
         self._num_events = 0
         self._asked_for_machines = time.monotonic()
         self._has_machines = self._says_what_it_waits_for = False
 
-    def _kill_trainer(self) -> None:
+    def _release_trainer(self) -> None:
         if self._trainer is not None:
             for ref in self._trainer.refs:
                 self._pending.pop(ref, None)
-            self._trainer.kill()
+            self._trainer.release()
             self._trainer = None
 
     def _run_trainer(self) -> None:
@@ -221,6 +226,13 @@ class Supervisor:
         self._store.close.remote(trained["step"])
         if not self._resumable:
             self._start_roles()
+        else:
+            self._dismiss_readers()
+
+    def _dismiss_readers(self) -> None:
+        """Of a run that is interrupted: they would wait for ever, and could not be used again."""
+        if self._workers.keep:
+            self._store.dismiss.remote()
 
     def _on_trainer_error(self, error: RayTaskError, of: str) -> None:
         """It lives, and can tell how far it came."""
@@ -239,7 +251,7 @@ class Supervisor:
         self._restart_trainer(f"failed{of} at step {failure.step}", failure.error, error, failure)
 
     def _restart_trainer(self, what: str, why: str, error: RayError, failure: Failure | None) -> None:
-        self._kill_trainer()
+        self._release_trainer()
         again = " again" if self._recovery.repeated(failure) else ""
         delay = self._recovery.delay(self._safe_step(), failure)
         if delay is None:
@@ -252,7 +264,7 @@ class Supervisor:
     def _on_preemption(self, step: int) -> None:
         self._preemptions += 1
         self._view.event(f"the Trainer was told to go (SIGTERM), and has saved step {step}; started again")
-        self._kill_trainer()
+        self._release_trainer()
         self._start_trainer_again()
 
     def _start_trainer_again(self) -> None:
@@ -296,6 +308,31 @@ class Supervisor:
             if self._trainer is not None:
                 self._trainer.leader.stop.remote(resumable)
 
+    def _ask_for_command(self) -> None:
+        if self._within.commands is not None:
+            self._watch(self._within.commands(), self._on_command)
+
+    def _on_command(self, ref: ray.ObjectRef) -> None:
+        """Of one who knows more than this run does: see Command."""
+        command: Command | None = fetch(ref)
+        if command is not None and command.do == "adopt":
+            self._adopt(command)
+        elif command is not None:
+            self._workers.keep = self._workers.keep and not command.hurry
+            self._stop(command.reason, resumable=command.do == "pause")
+        self._ask_for_command()
+
+    def _adopt(self, command: Command) -> None:
+        if self._trainer is not None:
+            adopted = self._trainer.leader.adopt.remote(command.state, command.params)
+            self._watch(adopted, self._on_adopted)
+
+    def _on_adopted(self, ref: ray.ObjectRef) -> None:
+        try:
+            fetch(ref)
+        except RayError as error:  # nothing has changed; if it is the Trainer that died, others will say so
+            self._view.event(f"the other run's state cannot be adopted: {_line(_cause(error))}")
+
     # -- Evalers and Decoders ------------------------------------------------------------------------------------------
 
     def _readers(self) -> list[tuple[str, Policy, list[int]]]:
@@ -317,7 +354,9 @@ class Supervisor:
     def _start_role(self, role: ReaderRole) -> None:
         role.restarting = False
         role.began_with_store = self._store_restarts
-        role.actor = remote.start_reader(role.kind, role.dataset, role.name, self._job, role.resources, self._store)
+        role.actor = remote.start_reader(
+            self._workers, role.kind, role.dataset, role.name, self._job, role.resources, self._store
+        )
         self._watch(role.actor.run.remote(), lambda ref: self._on_role_end(role, ref))
 
     def _on_role_end(self, role: ReaderRole, ref: ray.ObjectRef) -> None:
@@ -329,7 +368,7 @@ class Supervisor:
             role.ended = "finished"
 
     def _on_role_error(self, role: ReaderRole, error: RayError) -> None:
-        ray.kill(role.actor)
+        self._workers.release(role.actor, well=False)
         role.actor, role.restarting = None, True
         self._watch(self._store.died.remote(role.name), lambda ref: self._on_role_died(role, error, ref))
 
@@ -462,7 +501,10 @@ class Supervisor:
     def _over(self) -> bool:
         if self._trained is None:
             return self._trainer_is_lost  # a reader that failed does not end training
-        return self._resumable or all(role.ended for role in self._roles.values())
+        if self._resumable and not self._workers.keep:
+            return True
+        at_work = (role for role in self._roles.values() if role.actor is not None or not self._resumable)
+        return all(role.ended for role in at_work)
 
     def _ending(self) -> tuple[Ending, str]:
         if self.failures:
@@ -492,6 +534,8 @@ class Supervisor:
             self._look_for_machines(now)
             if not self._asked(self._on_trainer_status):
                 self._watch(self._trainer.leader.status.remote(self._num_events), self._on_trainer_status)
+        if self._trained is not None and self._resumable:
+            self._dismiss_readers()  # whom a store that was started again has forgotten
         if not self._asked(self._on_store_status):
             self._watch(self._store.status.remote(), self._on_store_status)
         self._show()
@@ -542,7 +586,7 @@ class Supervisor:
         status: Status = {
             "run": self._job.run,
             "experiment": self._experiment.name,
-            "dashboard": self._dashboard,
+            "dashboard": self._within.cluster.dashboard,
             "elapsed": time.monotonic() - self._started,
             "trainer": {key: trainer[key] for key in TrainerStatus.__annotations__},  # type: ignore[typeddict-item]
             "readers": [role.status(self._store_status) for role in self._roles.values()],

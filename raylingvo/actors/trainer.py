@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
+from raylingvo import config
 from raylingvo.actors.outbox import Announcement, Outbox, Snapshot
 from raylingvo.actors.reporter import Reporter, StepClock
 from raylingvo.data.pipeline import TrainInput
@@ -27,10 +28,18 @@ from raylingvo.training.host_state import HostState
 from raylingvo.training.pieces import Assembled
 from raylingvo.training.program import END, GO, PAUSE, Outcome, TrainProgram, Wish
 from raylingvo.training.state import Model, TrainState, init_state, learning_rates, variable_lines
+from raylingvo.training.step import step_settings
 from raylingvo.training.warm_start import warm_started
 
 # What a state is saved with.
 _POSITION = {"input", "reports", "rollbacks", "skipped_updates"}
+
+
+class Adoption(NamedTuple):
+    """The train state of another run, and settings to go on with."""
+
+    snapshots: list[Snapshot]  # what each host of the other run gave
+    params: Mapping[str, Any]  # dotted key of the experiment -> value
 
 
 class Publisher(Protocol):
@@ -70,6 +79,8 @@ class Trainer:
         self._wished_checkpoint = 0  # the step after which host 0 has wished for one; agreed on, once that is taken
         # None: none was asked for since this Trainer was made; the state that it goes on from may have a scaled rate.
         self._rate_factor: float | None = None
+        self._adoption: Adoption | None = None  # to be done between two steps
+        self._adopted: dict[str, Any] = {}  # settings that differ from the experiment's since another's state was taken
         self._copier = HostCopier()
         self.outbox = Outbox() if outbox is None else outbox
         self._clock = StepClock()
@@ -89,6 +100,13 @@ class Trainer:
         """From the next step on, learning rates are the experiment's times this, whatever was asked for before."""
         # Rounded as hosts tell it each other: on one or several, a run has the same rates.
         self._asked = self._asked._replace(rate_factor=float(np.float32(factor)))
+
+    def adopt(self, adoption: Adoption) -> None:
+        """Before the next step, takes weights, averages and optimizer from another run, and sets other values.
+
+        The same steps and batches follow. What is saved from then on knows the values. For one host.
+        """
+        self._adoption = adoption
 
     def status(self, seen: int = 0) -> dict[str, Any]:
         """Where training stands, and what happened: (`seen`, the events after the first `seen`)."""
@@ -121,6 +139,8 @@ class Trainer:
             while self._step < self._settings.max_steps and self._decided.stop == GO:
                 batch = self._next_batch()
                 self._scale_rate()
+                if self._adoption is not None:
+                    self._adopt(previous)
                 # What is wished now is agreed when the next step has been dispatched: it is for the end of that one.
                 self._state, outcome = self._program(self._state, batch, self._wish(self._step + 2))
                 self._step += 1
@@ -179,6 +199,7 @@ class Trainer:
             self._input.restore(position["input"])
             reports = position["reports"]
             self._rollbacks, self._skipped_updates = position["rollbacks"], position["skipped_updates"]
+            self._set(position.get("adopted", {}))
         else:
             state = self._warm_started(state)
         self._program = TrainProgram(self._experiment, self._layout, self._host)
@@ -222,6 +243,37 @@ class Trainer:
         if rates != jax.device_get(self._state.learning_rate):
             self._happened(f"learning rate x {factor:g} from step {self._step + 1} on")
             self._state = self._state._replace(learning_rate=self._layout.put(rates))
+
+    def _adopt(self, previous: Outcome | None) -> None:
+        """Weights, averages and optimizer come from the other run; step, input and random numbers go on."""
+        adoption, self._adoption = self._adoption, None
+        assert adoption is not None
+        start = time.monotonic()
+        other, *_ = self._published_state(adoption.snapshots)
+        if previous is not None:
+            jax.block_until_ready(previous.nonfinite_in_a_row)  # the state that is given up is still in use
+        if self._set(dict(adoption.params)):
+            self._program = TrainProgram(self._experiment, self._layout, self._host)
+            self._program.compile(self._state, self._samples)
+        factor = 1.0 if self._rate_factor is None else self._rate_factor
+        self._state = self._state._replace(
+            weights=other.weights,
+            opt_state=other.opt_state,
+            average=other.average,
+            learning_rate=self._layout.put(jax.device_get(learning_rates(self._experiment, factor))),
+            nonfinite_in_a_row=self._layout.put(np.zeros((), np.int32)),
+        )
+        jax.block_until_ready(self._state)
+        values = ", ".join(f"{key}={value}" for key, value in adoption.params.items())
+        took = time.monotonic() - start
+        self._happened(f"adopted another run's state after step {self._step} in {took:.3f} s: {values}")
+
+    def _set(self, params: dict[str, Any]) -> bool:
+        """Sets other values in the experiment; whether the train step is another one with them."""
+        before = self._experiment
+        self._adopted |= params
+        self._experiment = config.override(before, params)
+        return step_settings(before) != step_settings(self._experiment)
 
     def _next_batch(self) -> Any:
         start = time.monotonic()
@@ -311,6 +363,7 @@ class Trainer:
             "reports": [] if self._reporter is None else self._reporter.unwritten(),
             "rollbacks": self._rollbacks,
             "skipped_updates": self._skipped_updates,
+            **({"adopted": self._adopted} if self._adopted else {}),
         }
         if to_store:
             self._offer(copy, position if with_rest else None, end_of_step, lease)

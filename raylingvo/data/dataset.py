@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from typing import ClassVar
 
+from raylingvo.data import opened
 from raylingvo.data.batches import WHOLE, Batches, OrderedBatches, Shard, ShuffledBatches, Source
 
 
@@ -31,12 +33,19 @@ class Dataset(abc.ABC):
 class FixedShapeDataset(Dataset):
     """A dataset of examples that all have one shape."""
 
+    # Whether `open` reads all of it into arrays, which other processes can then have without reading it again.
+    in_memory: ClassVar[bool] = False
+
     @abc.abstractmethod
     def open(self) -> Source:
         """The examples. Raises RequestError if the data are missing or unreadable."""
 
     def train_batches(self, batch_size: int, seed: int, shard: Shard = WHOLE) -> Batches:
-        return ShuffledBatches(self.open(), batch_size, seed, shard)
+        return ShuffledBatches(self._source(), batch_size, seed, shard)
 
     def eval_batches(self, batch_size: int, max_examples: int | None = None, shard: Shard = WHOLE) -> Batches:
-        return OrderedBatches(self.open(), batch_size, max_examples, shard)
+        return OrderedBatches(self._source(), batch_size, max_examples, shard)
+
+    def _source(self) -> Source:
+        found = opened.find(self)
+        return self.open() if found is None else found

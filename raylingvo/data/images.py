@@ -49,6 +49,7 @@ class Digits(FixedShapeDataset):
     13 writers. Upsampled bilinearly, and scaled so that 16 becomes 255. `test` is 360 of them, `train` the other 1,437.
     """
 
+    in_memory = True
     split: Literal["train", "test"]
 
     def __post_init__(self) -> None:
@@ -75,6 +76,7 @@ class ParquetImages(FixedShapeDataset):
     message; empty if there is none.
     """
 
+    in_memory = True
     path: str
     height: int
     width: int

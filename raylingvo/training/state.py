@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -94,6 +94,25 @@ def init_state(experiment: Experiment, *batches: Any, layout: OneDevice = ONE_DE
     layout: where the state is to lie.
     Raises RequestError for what does not fit together (training/checks.py).
     """
+    init = _initializer(experiment, *batches)
+    # One program instead of one per variable: most of the time is compilation. Seed and rates are given to it, and
+    # not part of it: others need no other program.
+    given = _given(experiment)
+    shardings = layout.shardings(jax.eval_shape(init, *given)) if layout.spread else None
+    return jax.jit(init, out_shardings=shardings)(*given)
+
+
+def abstract_state(experiment: Experiment, *batches: Any) -> TrainState:
+    """The shapes of `init_state`'s. Nothing is computed."""
+    return jax.eval_shape(_initializer(experiment, *batches), *_given(experiment))
+
+
+def _given(experiment: Experiment) -> tuple[Any, Any]:
+    return jax.device_get((jax.random.key_data(jax.random.key(experiment.train.seed)), learning_rates(experiment)))
+
+
+def _initializer(experiment: Experiment, *batches: Any) -> Callable[[Any, Any], TrainState]:
+    """The function (key data of the seed, learning rates) -> state before the first step."""
     task = experiment.task
     seed = jax.random.key(experiment.train.seed)
     model = Model(task)
@@ -117,8 +136,8 @@ def init_state(experiment: Experiment, *batches: Any, layout: OneDevice = ONE_DE
     ]
     metric_names = [*metrics, *of_learners, *STEP_METRICS]
 
-    def init() -> TrainState:
-        init_rng, step_rng = jax.random.split(seed)
+    def init(seed_key: Any, rates: Any) -> TrainState:
+        init_rng, step_rng = jax.random.split(jax.random.wrap_key_data(seed_key))
         weights = Model.split(task.init(nnx.Rngs(init_rng)))
         parts = update.partition(learners, weights.params)
         opt_state = {name: update.init(learner, parts[name]) for name, learner in learners.items()}
@@ -126,15 +145,14 @@ def init_state(experiment: Experiment, *batches: Any, layout: OneDevice = ONE_DE
             step=jnp.zeros((), jnp.int32),
             weights=weights,
             opt_state=opt_state.get(ONLY, opt_state),
-            learning_rate=learning_rates(experiment),
+            learning_rate=rates,
             rng=jax.random.key_data(step_rng),
             totals=zeros_like_metrics(dict.fromkeys(metric_names)),
             nonfinite_in_a_row=jnp.zeros((), jnp.int32),
             average=jax.tree.map(jnp.copy, weights) if experiment.train.averages else (),
         )
 
-    # One program instead of one per variable: most of the time is compilation.
-    return jax.jit(init, out_shardings=layout.shardings(jax.eval_shape(init)) if layout.spread else None)()
+    return init
 
 
 def learning_rates(experiment: Experiment, factor: float = 1.0) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,19 @@ from raylingvo.training.state import Model, TrainState, Weights
 
 if TYPE_CHECKING:
     from raylingvo.experiment import Experiment
+
+
+def step_settings(experiment: Experiment) -> tuple[Any, ...]:
+    """All of an experiment that its train step depends on, but for the shapes of batches: equal if the steps are.
+
+    Learning rates do not count: they are part of the state.
+    """
+    rates = {name: dataclasses.replace(learner, learning_rate=1.0) for name, learner in experiment.learners.items()}
+    train = experiment.train
+    parts = experiment.task, rates, experiment.resources.mesh
+    noise = train.vn_std, train.vn_start_step, train.vn_variables
+    averages = train.ema_decay, train.ema_schedule, train.ema_decay_moving_vars
+    return *parts, *noise, *averages
 
 
 def make_train_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple[TrainState, jax.Array]]:

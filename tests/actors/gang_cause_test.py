@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from raylingvo.actors import gang
+from raylingvo.actors import gang, workers
 from raylingvo.actors.gang import Gang, in_words
+from raylingvo.actors.workers import Workers
 from raylingvo.errors import RequestError
 
 
@@ -44,7 +45,7 @@ def failed(cause: Exception) -> RayTaskError:
 
 
 def running(count: int) -> Gang:
-    made = Gang("life", [Actor() for _ in range(count)], None)
+    made = Gang("life", [Actor() for _ in range(count)], None, Workers())
     made.run()
     return made
 
@@ -166,14 +167,14 @@ def test_one_meets_nobody() -> None:
 
 def test_all_are_killed_and_their_places_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     given_back: list[Any] = []
-    monkeypatch.setattr(gang.ray, "kill", given_back.append)
+    monkeypatch.setattr(workers.ray, "kill", given_back.append)
     monkeypatch.setattr(gang, "remove_placement_group", given_back.append)
     group: Any = object()
-    made = Gang("life", [Actor(), Actor()], group)
-    made.kill()
+    made = Gang("life", [Actor(), Actor()], group, Workers())
+    made.release()
     assert given_back == [*made.actors, group]
     given_back.clear()
-    Gang("life", made.actors, None).kill()
+    Gang("life", made.actors, None, Workers()).release()
     assert given_back == made.actors
 
 
@@ -181,10 +182,10 @@ def test_places_are_given_back_also_to_a_cluster_that_has_ended(monkeypatch: pyt
     def gone(_: Any) -> None:
         raise RayError
 
-    monkeypatch.setattr(gang.ray, "kill", lambda _: None)
+    monkeypatch.setattr(workers.ray, "kill", lambda _: None)
     monkeypatch.setattr(gang, "remove_placement_group", gone)
     group: Any = object()
-    Gang("life", [Actor()], group).kill()
+    Gang("life", [Actor()], group, Workers()).release()
 
 
 def test_what_a_gang_asks_for_in_words() -> None:

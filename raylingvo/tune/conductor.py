@@ -1,0 +1,190 @@
+"""The conductor of a sweep: hears of trials from Tune and from themselves, keeps the book, and ends the sweep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayError
+from ray.tune.experiment import Trial
+
+from raylingvo.actors.calls import fetch
+from raylingvo.actors.within import Command
+from raylingvo.monitor import text
+from raylingvo.tune.book import Book
+from raylingvo.tune.population import Exploit
+from raylingvo.tune.record import SweepStatus
+from raylingvo.tune.request import Request
+from raylingvo.tune.trainable import END, STEP, VALUE
+from raylingvo.tune.trial_run import End
+
+_LAST_WORDS_SECONDS = 60.0  # how long trials are listened to when Tune is done with them
+
+
+class Conductor(tune.Callback):
+    """Tune's callbacks, its stopper, and the other end of the hub. For the thread in which Tune runs."""
+
+    def __init__(self, request: Request, book: Book, asked_to_stop: Callable[[], str | None]):
+        self._request = request
+        self._book = book
+        self._asked_to_stop = asked_to_stop
+        self._interrupted: str | None = None
+        self._too_many: str | None = None
+        self._live: set[int] = set()  # trials of which Tune waits for results
+        self._at_work: set[int] = set()  # whose run has begun, and not told that it has ended
+        self._num_news = 0
+        self._news: ray.ObjectRef | None = None
+        self.stopper = _Stopper(self)
+
+    def open(self, hub: Any) -> None:
+        self._hub = hub
+        self._news = hub.news.remote(0)
+
+    def is_over(self) -> bool:
+        """Whether nothing more is to begin."""
+        return self._interrupted is not None
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
+
+    def exploit(self, exploit: Exploit) -> bool:
+        """Lets a trial have the weights of another; whether they are there."""
+        if not fetch(self._hub.exploit.remote(exploit.taker, exploit.donor, exploit.params)):
+            return False
+        trial = self._book.trials[exploit.taker]
+        change = {"step": trial.step, "from_trial": exploit.donor, "params": dict(exploit.params)}
+        self._book.update(exploit.taker, params={**trial.params, **exploit.params}, changes=(*trial.changes, change))
+        return True
+
+    def ending(self) -> tuple[SweepStatus, str]:
+        if self._too_many is not None:
+            return "failed", self._too_many
+        if self._interrupted is not None:
+            return "interrupted", self._interrupted
+        return self._book.outcome()
+
+    # -- Tune's callbacks ----------------------------------------------------------------------------------------------
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        number = trial.config["trial"]
+        self._live.add(number)
+        if END in trial.config:
+            return  # only repeated for Tune
+        self._book.add(number, trial.config["params"])
+        self._at_work.add(number)
+        self._book.update(number, status="running")
+        self._book.save()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if END not in trial.config and result.get(VALUE) is not None:
+            self._book.value(trial.config["trial"], result[STEP], result[VALUE])
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        number = trial.config["trial"]
+        self._live.discard(number)
+        if END in trial.config or (trial.last_result or {}).get(END) is not None:
+            return  # it has ended by itself
+        step = (trial.last_result or {}).get(STEP, 0)
+        reason = f"stopped by {self._request.options.scheduler} at step {step}"
+        self._book.update(number, status="stopped", stop_reason=reason)
+        self._hub.command.remote(number, Command("end", reason=reason))
+        self._book.save()
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._book.event(f"trial {trial.config['trial']}: its process died; it goes on in another")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        number = trial.config["trial"]
+        self._live.discard(number)
+        self._at_work.discard(number)
+        self._book.add(number, trial.config["params"])
+        died = text.count(trial.run_metadata.num_failures, "time")
+        self._fail(number, f"its process died {died}, last of: {_first_line(trial.get_error())}")
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._listen(0)
+        if self._interrupted is None and (reason := self._asked_to_stop()) is not None:
+            self._interrupt(reason)
+        self._book.show()
+
+    # -- the hub's news ------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Listens until all trials have told how they ended."""
+        deadline = time.monotonic() + _LAST_WORDS_SECONDS
+        while self._at_work and time.monotonic() < deadline:
+            self._listen(0.2)
+        ray.kill(self._hub)
+
+    def _listen(self, timeout: float) -> None:
+        assert self._news is not None
+        ready, _ = ray.wait([self._news], timeout=timeout)
+        if not ready:
+            return
+        for news in fetch(self._news):
+            self._num_news += 1
+            self._hear(news)
+        self._news = self._hub.news.remote(self._num_news)
+
+    def _hear(self, news: Mapping[str, Any]) -> None:
+        number = news["trial"]
+        if "phase" in news:
+            self._book.running(number, **news)
+        if "event" in news:
+            self._book.event(f"trial {number}: {news['event']}")
+        if "ended" in news:
+            self._at_work.discard(number)
+            self._book.not_running(number)
+            self._on_end(number, End(*news["ended"]), news["seconds"])
+
+    def _on_end(self, number: int, end: End, seconds: float) -> None:
+        trial = self._book.trials[number]
+        step = max(trial.step, end.step)
+        self._book.update(number, step=step, seconds=trial.seconds + seconds)
+        if end.status == "failed":
+            self._fail(number, end.reason)
+        elif trial.status != "stopped":
+            status = end.status
+            if status == "interrupted" and self._interrupted is None:
+                status = "paused"
+            self._book.update(number, status=status, stop_reason=end.reason)
+        self._book.save()
+
+    def _fail(self, number: int, error: str) -> None:
+        self._book.update(number, status="failed", error=" ".join(error.split()))
+        self._book.save()
+        failed, most = self._book.count("failed"), self._request.options.max_failures
+        if most is not None and failed > most and self._too_many is None:
+            self._too_many = f"{text.count(failed, 'trial')} failed, the last of {error}"
+            self._interrupt(f"more than {most} trials have failed")
+
+    def _interrupt(self, reason: str) -> None:
+        self._interrupted = reason
+        self._book.event(f"stopping: {reason}; trials that run write a checkpoint")
+        self._hub.interrupt.remote(reason)
+
+
+class _Stopper(tune.Stopper):
+    """Ends Tune when the sweep is to stop and its trials have heard of it."""
+
+    def __init__(self, conductor: Conductor):
+        self._conductor = conductor
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._conductor.is_over() and not self._conductor._at_work
+
+
+def _first_line(error: Exception | None) -> str:
+    try:
+        return (str(error).strip().splitlines() or [""])[0]
+    except RayError:
+        return ""

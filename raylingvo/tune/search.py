@@ -1,0 +1,175 @@
+"""Which trials a sweep has: those of its record first, as they were, and then those that a searcher suggests."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from raylingvo.errors import RequestError
+from raylingvo.tune import spaces
+from raylingvo.tune.record import Trial
+from raylingvo.tune.spaces import Space
+from raylingvo.tune.trainable import END, VALUE
+
+
+class Source(abc.ABC):
+    """Where parameters of new trials come from."""
+
+    @property
+    def size(self) -> int | None:
+        """The number of trials; None: as many as are asked for."""
+        return None
+
+    @abc.abstractmethod
+    def suggest(self, number: int) -> Mapping[str, Any] | None:
+        """The parameters of trial `number`; None: not yet."""
+
+    def observe(self, number: int, params: Mapping[str, Any], value: float | None) -> None:  # noqa: B027 - most do not care
+        """What has come of a trial: its best value, None if it has failed."""
+
+
+class Listed(Source):
+    """All parameters are known beforehand: random draws, grids, and their products."""
+
+    def __init__(self, space: Mapping[str, Space], *, search: str, samples: int, seed: int):
+        """Raises RequestError if a grid search is asked for over a space that cannot be enumerated."""
+        if search == "grid":
+            self.params = spaces.all_values(space)
+        else:
+            grid = spaces.combinations(space)
+            draws = [spaces.draws(space, sample, seed) for sample in range(samples)]
+            self.params = [
+                {key: {**combination, **drawn}[key] for key in space} for drawn in draws for combination in grid
+            ]
+
+    @property
+    def size(self) -> int:
+        return len(self.params)
+
+    def suggest(self, number: int) -> Mapping[str, Any]:
+        return self.params[number]
+
+
+class Optuna(Source):
+    """Optuna's default sampler (TPE), seeded."""
+
+    def __init__(self, space: Mapping[str, Space], *, mode: str, seed: int):
+        """Raises RequestError if Optuna is not installed, or a space is not one of its."""
+        try:
+            import optuna  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise RequestError("--search optuna: Optuna is not installed; run: pip install optuna") from error
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._distributions = {key: _distribution(optuna, key, one) for key, one in space.items()}
+        self._optuna = optuna
+        sampler = optuna.samplers.TPESampler(seed=seed)
+        self._study = optuna.create_study(direction=f"{mode}imize", sampler=sampler)
+        self._asked: dict[int, Any] = {}
+
+    def suggest(self, number: int) -> Mapping[str, Any]:
+        self._asked[number] = self._study.ask(self._distributions)
+        return dict(self._asked[number].params)
+
+    def observe(self, number: int, params: Mapping[str, Any], value: float | None) -> None:
+        state = self._optuna.trial.TrialState
+        if number in self._asked:
+            trial = self._asked.pop(number)
+            self._study.tell(trial, value, state=state.FAIL if value is None else state.COMPLETE)
+        elif value is not None:  # of an earlier start of the sweep
+            made = self._optuna.trial.create_trial(params=dict(params), distributions=self._distributions, value=value)
+            self._study.add_trial(made)
+
+
+def _distribution(optuna: Any, key: str, space: Space) -> Any:
+    made = optuna.distributions
+    match space:
+        case spaces.Uniform(low, high):
+            return made.FloatDistribution(low, high)
+        case spaces.LogUniform(low, high):
+            return made.FloatDistribution(low, high, log=True)
+        case spaces.QUniform(_, _, q):
+            low, high = space.ends
+            return (made.IntDistribution if isinstance(q, int) else made.FloatDistribution)(low, high, step=q)
+        case spaces.RandInt(low, high):
+            return made.IntDistribution(low, high - 1)
+        case spaces.Choice(items) | spaces.Grid(items):
+            return made.CategoricalDistribution(items)
+        case _:
+            raise RequestError(f"--search optuna: {space} of {key} is not one of its spaces; use uniform or loguniform")
+
+
+class SweepSearch(Searcher):
+    """Tune's side of a source. A suggestion is the config of a TrialActor."""
+
+    def __init__(
+        self,
+        source: Source,
+        recorded: Sequence[Mapping[str, Any]],
+        *,
+        mode: str,
+        samples: int,
+        over: Callable[[], bool],
+        may_start: Callable[[], bool],
+    ):
+        """recorded: configs of trials from earlier starts. over: nothing more is to begin. may_start: now."""
+        super().__init__(metric=VALUE, mode=mode)
+        self._source = source
+        self._recorded = recorded
+        self._samples = samples
+        self._over = over
+        self._may_start = may_start
+        self._configs: dict[str, Mapping[str, Any]] = {}
+        self._best: dict[str, float] = {}
+        self._count = 0
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._over() or self._count >= self._samples:
+            return Searcher.FINISHED
+        if not self._may_start():
+            return None
+        number = self._count
+        if number < len(self._recorded):
+            config = self._recorded[number]
+        else:
+            params = self._source.suggest(number)
+            if params is None:
+                return None
+            config = {"trial": number, "params": dict(params)}
+        self._count += 1
+        self._configs[trial_id] = config
+        return dict(config)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._note(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if trial_id not in self._configs:
+            return
+        config = self._configs.pop(trial_id)
+        self._note(trial_id, result or {})
+        failed = error or (result or {}).get(END, [None])[0] == "failed"
+        self._source.observe(config["trial"], config["params"], None if failed else self._best.get(trial_id))
+
+    def _note(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        value = result.get(VALUE)
+        if value is not None and value == value:
+            best = max if self.mode == "max" else min
+            self._best[trial_id] = best(value, self._best.get(trial_id, value))
+
+    def save(self, checkpoint_path: str) -> None:
+        """The sweep's own record has all that is needed."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a sweep goes on from its record")
+
+
+def recorded_config(trial: Trial, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a trial of the record; `params`: with which it began. It runs unless it has ended."""
+    config: dict[str, Any] = {"trial": trial.number, "params": dict(params)}
+    if trial.status in ("finished", "stopped", "failed"):
+        reason = trial.error if trial.status == "failed" else trial.stop_reason
+        config |= {"history": [list(point) for point in trial.history], END: [trial.status, trial.step, reason or ""]}
+    return config

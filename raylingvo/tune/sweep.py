@@ -1,0 +1,373 @@
+"""A sweep: trials of an experiment under Ray Tune, from the request to its result."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import ray
+from ray import tune
+
+from raylingvo import config
+from raylingvo.actors.cluster import Cluster, connected
+from raylingvo.actors.driver import Order
+from raylingvo.actors.logdir import hold
+from raylingvo.actors.run import noted_signals
+from raylingvo.actors.watched import check_watched, evaluated_names
+from raylingvo.data.dataset import FixedShapeDataset
+from raylingvo.errors import RequestError
+from raylingvo.experiment import Experiment
+from raylingvo.monitor import text
+from raylingvo.training.state import Model, abstract_state
+from raylingvo.tune import record
+from raylingvo.tune.board import Board, open_board
+from raylingvo.tune.book import Book
+from raylingvo.tune.conductor import Conductor
+from raylingvo.tune.hub import Hub
+from raylingvo.tune.request import Request, make_options, make_request
+from raylingvo.tune.schedulers import PAUSING, make_scheduler
+from raylingvo.tune.search import Listed, Optuna, Source, SweepSearch, recorded_config
+from raylingvo.tune.trainable import TrialActor
+from raylingvo.tune.trial_run import Home
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+# A process of a trial that dies takes the trial's roles with it; the trial goes on from its folder in another.
+_MAX_DEATHS = 3
+_PLACE = "raylingvo_trial"  # a resource of our own cluster, one for each trial that may run at once
+COMPILED = ".compiled"
+
+
+class SweepFailed(RuntimeError):
+    """No trial has come to an end, or too many have failed. `result` is what there is."""
+
+    def __init__(self, message: str, result: SweepResult):
+        super().__init__(message)
+        self.result = result
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """What has come of a sweep."""
+
+    logdir: Path
+    sweep: record.Sweep
+
+    @property
+    def status(self) -> str:
+        return self.sweep.status
+
+    @property
+    def best(self) -> record.Trial | None:
+        """The trial with the best value of the metric at any of its steps."""
+        return record.best_trial(self.sweep)
+
+    def frame(self) -> DataFrame:
+        """A row for each trial, best first; the columns of leaderboard.csv."""
+        return record.frame(self.sweep)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `tune sweep --json` prints."""
+        best = self.best
+        of_best = None
+        if best is not None:
+            step, value = best.best(self.sweep.mode) or (None, None)
+            of_best = {
+                "trial": best.number,
+                "params": dict(best.params),
+                "step": step,
+                self.sweep.metric: value,
+                "logdir": str(self.logdir / best.logdir),
+                "config": str(self.logdir / "best" / "config.yaml"),
+            }
+        counts: dict[str, int] = {}
+        for trial in self.sweep.trials:
+            counts[trial.status] = counts.get(trial.status, 0) + 1
+        return {
+            "experiment": self.sweep.request["experiment"],
+            "status": self.sweep.status,
+            "stop_reason": self.sweep.stop_reason,
+            "metric": self.sweep.metric,
+            "mode": self.sweep.mode,
+            "best": of_best,
+            "trials": counts,
+            "steps": sum(trial.step for trial in self.sweep.trials),
+            "seconds": (self.sweep.ended or time.time()) - self.sweep.started,
+            "logdir": str(self.logdir),
+            "report": str(self.logdir / "report.html"),
+        }
+
+
+def sweep(
+    experiment: Experiment,
+    space: Mapping[str, Any],
+    *,
+    logdir: str | os.PathLike[str],
+    metric: str,
+    mode: str,
+    address: str | None = None,
+    board: Board | None = None,
+    retry_failed: bool = False,
+    **options: Any,
+) -> SweepResult:
+    """Searches `space` for parameters that make a metric best, or goes on with it in a folder.
+
+    space: dotted key -> a space, as text such as "loguniform(1e-4, 1e-1)" or of raylingvo.tune.spaces, or a list of
+    values. metric: DATASET/NAME of an Evaler or Decoder. options: the fields of raylingvo.tune.request.Options.
+    retry_failed: trials of the folder that have failed run again. Ctrl-C leaves a folder that the same call goes on
+    with, status "interrupted".
+    Raises RequestError before anything starts if the request is wrong, SweepFailed if all trials fail, or too many.
+    """
+    request = make_request(experiment, space, metric=metric, mode=mode, options=make_options(options))
+    directory = Path(logdir).absolute()
+    for name in dict.fromkeys([experiment.train.dataset, *experiment.eval, *experiment.decode]):
+        experiment.datasets[name].check()
+    source = _source(request)
+    _check(request, source)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"--logdir {directory}: cannot be created ({error.strerror})") from error
+    with hold(directory), board or open_board() as shown:
+        book = Book(request, directory, shown)
+        total = source.size or request.samples
+        recorded = _recorded(book, source, total, retry_failed)
+        if len(recorded) == total and all("end" in trial for trial in recorded):
+            return _ended(book.finished(), directory)
+        _say_what_is_ahead(request, book, recorded, total)
+        places = {} if request.options.concurrency is None else {_PLACE: float(request.options.concurrency)}
+        with connected(address, places) as cluster, noted_signals() as asked_to_stop, _tune_settings():
+            book.open()
+            conductor = Conductor(request, book, asked_to_stop)
+            try:
+                _fit(request, directory, cluster, conductor, source, recorded, total)
+            except BaseException as error:
+                book.close("failed", f"{type(error).__name__}: {error}")
+                raise
+            ended = book.close(*conductor.ending())
+    return _ended(ended, directory)
+
+
+def _ended(ended: record.Sweep, directory: Path) -> SweepResult:
+    result = SweepResult(directory, ended)
+    if ended.status == "failed":
+        raise SweepFailed(ended.stop_reason or "", result)
+    return result
+
+
+def _source(request: Request) -> Source:
+    options = request.options
+    if options.search == "optuna":
+        return Optuna(request.space, mode=request.mode, seed=options.seed)
+    return Listed(request.space, search=options.search, samples=request.samples, seed=options.seed)
+
+
+def _recorded(book: Book, source: Source, total: int, retry_failed: bool) -> list[dict[str, Any]]:
+    """Configs of the trials that the folder has, and what the source is told of them."""
+    configs = []
+    for number in range(min(len(book.trials), total)):
+        trial = book.trials[number]
+        if trial.status == "failed" and retry_failed:
+            trial = book.update(number, status="pending", error=None)
+        # What population based training has changed a run knows itself; it begins as it did then.
+        params = source.suggest(number) if isinstance(source, Listed) else trial.params
+        assert params is not None
+        configs.append(recorded_config(trial, params))
+        best = trial.best(book.request.mode)
+        if "end" in configs[-1] and isinstance(source, Optuna):
+            source.observe(number, params, None if trial.status == "failed" or best is None else best[1])
+    return configs
+
+
+def _check(request: Request, source: Source) -> None:
+    """What only the experiment's task can tell: the names of metrics, and which weights trials have."""
+    _check_metric(request.experiment, request.metric.partition("/")[0])
+    if isinstance(source, Listed):
+        for number, params in enumerate(source.params):
+            try:
+                config.override(request.experiment, params)
+            except RequestError as error:
+                raise RequestError(f"trial {number} of {source.size}: {error}") from error
+    if request.options.scheduler == "pbt":
+        _check_same_state(request, source)
+
+
+def _check_metric(experiment: Experiment, dataset: str) -> None:
+    if dataset not in experiment.eval or dataset in experiment.decode:
+        return  # its Decoder checks it when it starts
+    batches = experiment.datasets[dataset].eval_batches(experiment.reading_batch_size(experiment.eval[dataset]))
+    task = experiment.task
+    try:
+        check_watched(experiment, dataset, lambda: evaluated_names(task, Model(task), batches.samples()))
+    except RequestError as error:
+        raise RequestError(str(error).replace("train.checkpoints.best.metric", "--metric")) from error
+
+
+def _check_same_state(request: Request, source: Source) -> None:
+    """Trials that take each other's weights must have weights of the same shapes, and optimizers of the same slots."""
+    batches = _samples(request.experiment)
+    first = _shapes(request.experiment, batches)
+    assert isinstance(source, Listed)
+    for params in source.params[:8]:
+        for key, value in params.items():
+            if _shapes(config.override(request.experiment, {key: value}), batches) != first:
+                raise RequestError(
+                    f"--scheduler pbt: trials with {key}={value} have other weights; they cannot be taken over"
+                )
+
+
+def _samples(experiment: Experiment) -> list[Any]:
+    train = experiment.train
+    return list(experiment.datasets[train.dataset].train_batches(train.batch_size, train.seed).samples())
+
+
+def _shapes(experiment: Experiment, batches: Sequence[Any]) -> Any:
+    state = abstract_state(experiment, *batches)._replace(totals=None)
+    leaves, tree = jax.tree.flatten(state)
+    return [(leaf.shape, leaf.dtype) for leaf in leaves], tree
+
+
+def _say_what_is_ahead(request: Request, book: Book, recorded: Sequence[Mapping[str, Any]], total: int) -> None:
+    state = abstract_state(request.experiment, *_samples(request.experiment))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    most = 2 * total * size
+    free = shutil.disk_usage(book.directory).free
+    book.event(
+        f"{total} trials of {request.max_steps} steps; on disk at most 2 checkpoints of {text.size(size)} each: "
+        f"{text.size(most)} (free: {text.size(free)})"
+    )
+    if most > free:
+        book.event("there is not enough room on the disk for all checkpoints")
+    ended = sum("end" in trial for trial in recorded)
+    if recorded:
+        book.event(f"going on: {ended} trials have ended, {len(recorded) - ended} have begun")
+    every = request.experiment.train.snapshots.every_steps
+    if request.options.scheduler != "fifo" and every * 3 > request.max_steps:
+        book.event(
+            f"the metric comes every {every} of {request.max_steps} steps: few for {request.options.scheduler}; "
+            "--set train.snapshots.every_steps=N gives more"
+        )
+
+
+def _fit(
+    request: Request,
+    directory: Path,
+    cluster: Cluster,
+    conductor: Conductor,
+    source: Source,
+    recorded: Sequence[Mapping[str, Any]],
+    total: int,
+) -> None:
+    hub = ray.remote(Hub).options(num_cpus=0, max_concurrency=1000).remote()
+    conductor.open(hub)
+    experiment = request.experiment
+    home = Home(
+        order=Order.of_this_process("", experiment, directory, time.time(), cluster),
+        cluster=cluster,
+        hub=hub,
+        metric=request.metric,
+        shares_states=request.options.scheduler == "pbt",
+        runs_beside=_most_at_once(request) - 1,
+        environment={
+            "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(directory / COMPILED)),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        },
+        data=[ray.put((data, data.open())) for data in _in_memory(experiment)],
+    )
+    trainable = tune.with_resources(tune.with_parameters(TrialActor, home=home), _resources(request, cluster))
+    limited = request.options.concurrency if request.options.scheduler not in PAUSING else None
+    search = SweepSearch(
+        source,
+        recorded,
+        mode=request.mode,
+        samples=total,
+        over=conductor.is_over,
+        may_start=lambda: limited is None or conductor.num_live < limited + 1,
+    )
+    with tempfile.TemporaryDirectory(prefix="raylingvo-sweep-") as scratch:
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                num_samples=total,
+                search_alg=search,
+                scheduler=make_scheduler(request, conductor.exploit),
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: f"{trial.config['trial']:04d}",
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=scratch,
+                failure_config=tune.FailureConfig(max_failures=_MAX_DEATHS),
+                callbacks=[conductor],
+                stop=conductor.stopper,
+                verbose=0,
+            ),
+        ).fit()
+        conductor.close()
+
+
+def _in_memory(experiment: Experiment) -> Iterator[FixedShapeDataset]:
+    """The datasets that trials would each read into memory."""
+    for name in dict.fromkeys([experiment.train.dataset, *experiment.eval, *experiment.decode]):
+        data = experiment.datasets[name]
+        if isinstance(data, FixedShapeDataset) and data.in_memory:
+            yield data
+
+
+def _resources(request: Request, cluster: Cluster) -> tune.PlacementGroupFactory:
+    """What Tune reserves for a trial: room for its roles, which take theirs from it."""
+    resources = request.experiment.resources
+    place = {_PLACE: 1.0} if cluster.own and request.options.concurrency is not None else {}
+    roles = [
+        *[resources.trainer] * resources.hosts,
+        *[resources.evaler] * len(request.experiment.eval),
+        *[resources.decoder] * len(request.experiment.decode),
+        resources.store,
+    ]
+    bundles = [role.amounts for role in roles if role.amounts]
+    return tune.PlacementGroupFactory([place, *bundles])
+
+
+def _most_at_once(request: Request) -> int:
+    """How many trials there will be room for."""
+    have, least = ray.cluster_resources(), request.options.concurrency or 1_000_000
+    wanted: dict[str, float] = {}
+    for bundle in _resources(request, Cluster(None, own=False, may_grow=False)).bundles:
+        for name, amount in bundle.items():
+            wanted[name] = wanted.get(name, 0.0) + amount
+    for name, amount in wanted.items():
+        least = min(least, max(1, int(have.get(name, 0.0) / amount)))
+    return least
+
+
+@contextlib.contextmanager
+def _tune_settings() -> Iterator[None]:
+    """Tune is not to write what the sweep's own record has, to print, or to take our signals."""
+    settings = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last result of a trial without an evaluation
+        "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

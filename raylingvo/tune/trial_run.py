@@ -1,0 +1,185 @@
+"""One trial while it runs: a run in a thread of this process, what it has to report, and how it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TextIO, cast
+
+from raylingvo import config
+from raylingvo.actors.calls import fetch
+from raylingvo.actors.cluster import Cluster
+from raylingvo.actors.driver import LOG, Order
+from raylingvo.actors.run import RunFailed, run
+from raylingvo.actors.within import Within
+from raylingvo.actors.workers import Workers
+from raylingvo.errors import DiskError, RequestError
+from raylingvo.experiment import Experiment
+from raylingvo.monitor.live import View
+from raylingvo.monitor.live_plain import PlainView
+from raylingvo.monitor.log_file import LogFile
+from raylingvo.monitor.status import Status
+from raylingvo.training import checkpoints
+
+_TELL_SECONDS = 1.0  # how often a trial tells how far it is
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Home:
+    """What all trials of a sweep have in common: plain data."""
+
+    order: Order  # with the experiment that trials vary, and the sweep's folder as its logdir
+    cluster: Cluster
+    hub: Any
+    metric: str  # DATASET/NAME
+    shares_states: bool  # trials take each other's weights
+    runs_beside: int  # how many trials run at once, less one
+    environment: Mapping[str, str]  # of the roles
+    data: Sequence[Any]  # a reference to each (dataset, what it opens to) that is read once for all
+
+
+class Report(NamedTuple):
+    """An evaluation, or the end."""
+
+    step: int
+    value: float | None
+    end: End | None = None
+
+
+class End(NamedTuple):
+    """How a trial has ended, or why it does not go on now."""
+
+    status: Literal["finished", "interrupted", "failed"]
+    step: int
+    reason: str
+
+
+class TrialRun:
+    """Runs trial `number` of a sweep in its folder, from where it is there. `reports` has what is to be said of it."""
+
+    def __init__(self, home: Home, base: Experiment, workers: Workers, number: int, params: Mapping[str, Any]):
+        self._home = home
+        self._base = base
+        self._workers = workers
+        self._params = params
+        self.number = number
+        self.logdir = Path(home.order.logdir) / "trials" / f"{number:04d}"
+        self.reports: queue.Queue[Report] = queue.Queue()
+        self._thread = threading.Thread(target=self._drive, name=f"trial {number}", daemon=True)
+        self._thread.start()
+
+    def pause(self, reason: str) -> None:
+        """Finishes the step, and waits until all is saved."""
+        if self._thread.is_alive():
+            from raylingvo.actors.within import Command
+
+            self._home.hub.command.remote(self.number, Command("pause", reason=reason))
+        self.wait()
+
+    def wait(self) -> None:
+        """Until the run has ended."""
+        self._thread.join()
+
+    def _drive(self) -> None:
+        started = time.monotonic()
+        hub, last = self._home.hub, Report(0, None)
+        try:
+            greeting = fetch(hub.begin.remote(self.number))
+            if greeting.interrupted is not None:
+                end = End("interrupted", -1, greeting.interrupted)
+            else:
+                end = self._run(greeting.reported)
+        except RunFailed as failure:
+            self._log(failure.trace, str(failure))
+            end = End("failed", failure.result["step"], str(failure))
+        except RequestError as error:
+            what = "" if isinstance(error, DiskError) else "wrong request: "
+            end = End("failed", 0, f"{what}{error}")
+        except BaseException as error:  # there is nobody above who would tell anybody
+            end = End("failed", 0, f"{type(error).__name__}: {error}")
+        hub.tell.remote(self.number, ended=tuple(end), seconds=time.monotonic() - started)
+        self.reports.put(last._replace(step=end.step, end=end))
+
+    def _run(self, reported: int) -> End:
+        home = self._home
+        experiment = config.override(self._base, self._params)
+        for step, value in checkpoints.read_scores(self.logdir, home.metric).items():
+            if step > reported:
+                self._report(step, value)
+                reported = step
+        view = _TrialView(self, home, reported)
+        result = run(
+            experiment,
+            self.logdir,
+            view=view,
+            stop_request=lambda: None,
+            within=Within(
+                cluster=home.cluster,
+                begun=lambda: view.begin(self.logdir),
+                workers=self._workers,
+                commands=lambda: home.hub.next.remote(self.number),
+                runs_beside=home.runs_beside,
+                environment=home.environment,
+                data=home.data,
+                opened=lambda store: home.hub.here.remote(self.number, store),
+                closing=lambda: fetch(home.hub.leaves.remote(self.number, keep_state=home.shares_states)),
+            ),
+        )
+        return End(result["status"], result["step"], result["stop_reason"])
+
+    def _report(self, step: int, value: float) -> None:
+        self._home.hub.tell.remote(self.number, evaluated=step)
+        self.reports.put(Report(step, value))
+
+    def _log(self, *texts: str) -> None:
+        log = PlainView(cast(TextIO, LogFile(self.logdir / LOG)))
+        for text in filter(None, texts):
+            log.event(text)
+
+
+class _TrialView(View):
+    """Passes on what a run says of itself: evaluations to the sweep, the state to its leaderboard, all to a log."""
+
+    def __init__(self, trial: TrialRun, home: Home, reported: int):
+        self._trial = trial
+        self._hub = home.hub
+        self._dataset, _, self._name = home.metric.partition("/")
+        self._reported = reported
+        self._told = 0.0
+        self._log: PlainView | None = None
+
+    def begin(self, logdir: Path) -> None:
+        """From now on there is a log."""
+        self._log = PlainView(cast(TextIO, LogFile(logdir / LOG)))
+
+    def update(self, status: Status) -> None:
+        if self._log is not None:
+            self._log.update(status)
+        for reader in status["readers"]:
+            step, value = reader["step"], reader["metrics"].get(self._name)
+            if reader["dataset"] == self._dataset and value is not None and step is not None and step > self._reported:
+                self._reported = step
+                self._trial._report(step, value)
+        if time.monotonic() - self._told >= _TELL_SECONDS:
+            self._told = time.monotonic()
+            trainer = status["trainer"]
+            self._hub.tell.remote(
+                self._trial.number,
+                phase=trainer["state"],
+                step=trainer["step"],
+                steps_per_second=trainer["steps_per_second"],
+            )
+
+    def event(self, text: str) -> None:
+        if self._log is not None:
+            self._log.event(text)
+        if text.startswith("adopted "):
+            self._hub.tell.remote(self._trial.number, event=text)
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
