@@ -97,28 +97,27 @@ def init_state(experiment: Experiment, *batches: Any, layout: OneDevice = ONE_DE
     init = _initializer(experiment, *batches)
     # One program instead of one per variable: most of the time is compilation. Seed and rates are given to it, and
     # not part of it: others need no other program.
-    given = _given(experiment)
+    given = jax.device_get(_given(experiment))
     shardings = layout.shardings(jax.eval_shape(init, *given)) if layout.spread else None
     return jax.jit(init, out_shardings=shardings)(*given)
 
 
 def abstract_state(experiment: Experiment, *batches: Any) -> TrainState:
     """The shapes of `init_state`'s. Nothing is computed."""
-    return jax.eval_shape(_initializer(experiment, *batches), *_given(experiment))
+    return jax.eval_shape(_initializer(experiment, *batches), *jax.eval_shape(lambda: _given(experiment)))
 
 
 def _given(experiment: Experiment) -> tuple[Any, Any]:
-    return jax.device_get((jax.random.key_data(jax.random.key(experiment.train.seed)), learning_rates(experiment)))
+    return jax.random.key_data(jax.random.key(experiment.train.seed)), learning_rates(experiment)
 
 
 def _initializer(experiment: Experiment, *batches: Any) -> Callable[[Any, Any], TrainState]:
     """The function (key data of the seed, learning rates) -> state before the first step."""
     task = experiment.task
-    seed = jax.random.key(experiment.train.seed)
     model = Model(task)
 
     def loss_metrics(weights: Weights, batch: Any) -> Any:
-        return task.loss(model.merge(weights), batch, seed)[1]
+        return task.loss(model.merge(weights), batch, jax.random.key(0))[1]
 
     learners = experiment.learners
     check_variables(experiment, model.abstract.params)

@@ -28,8 +28,12 @@ _FREE = {"samples", "concurrency", "max_failures", "resources"}
 class Book:
     """Trials by number. Changes are on disk at once if a trial begins or ends, else within a second."""
 
-    def __init__(self, request: Request, directory: Path, board: Board):
-        """Raises RequestError if the folder has something else, another sweep, or a damaged record."""
+    def __init__(self, request: Request, total: int, directory: Path, board: Board):
+        """total: the number of trials that there are to be.
+
+        Raises RequestError if the folder has something else, another sweep, or a damaged record.
+        """
+        self._total = total
         self.request = request
         self.directory = directory
         self._board = board
@@ -37,8 +41,8 @@ class Book:
         self.trials: dict[int, Trial] = {trial.number: trial for trial in earlier.trials} if earlier else {}
         self._started = earlier.started if earlier else time.time()
         self._ended = earlier.ended if earlier else None
-        self.status: SweepStatus = "running"
-        self.stop_reason: str | None = None
+        self.status: SweepStatus = earlier.status if earlier else "running"
+        self.stop_reason: str | None = earlier.stop_reason if earlier else None
         self._running: dict[int, RunningTrial] = {}
         self._best: tuple[int, float] | None = None
         self._saved = 0.0
@@ -66,7 +70,7 @@ class Book:
 
     def open(self) -> None:
         """The request has proved right: writes what is known."""
-        self._ended = None
+        self.status, self.stop_reason, self._ended = "running", None, None
         write_atomically(self.directory / EXPERIMENT, config.dump(self.request.base))
         self.save()
 
@@ -94,10 +98,10 @@ class Book:
             return "failed", f"all trials have failed, the last of: {self.trials[last].error}"
         return "finished", "all trials have ended"
 
-    def finished(self) -> Sweep:
-        """Of a folder in which nothing is left to be done."""
-        self.status, self.stop_reason = self.outcome()
-        return self.sweep()
+    def all_ended(self) -> bool:
+        """Whether nothing is left to be done."""
+        ended = sum(trial.status in record.ENDED for trial in self.trials.values())
+        return ended >= self._total
 
     def add(self, number: int, params: Mapping[str, Any]) -> None:
         self.trials.setdefault(number, Trial(number=number, params=dict(params)))

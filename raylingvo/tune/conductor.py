@@ -63,7 +63,7 @@ class Conductor(tune.Callback):
     def ending(self) -> tuple[SweepStatus, str]:
         if self._too_many is not None:
             return "failed", self._too_many
-        if self._interrupted is not None:
+        if self._interrupted is not None and not self._book.all_ended():
             return "interrupted", self._interrupted
         return self._book.outcome()
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # stopped: by the scheduler, as unpromising.
 Status = Literal["pending", "running", "paused", "finished", "stopped", "interrupted", "failed"]
+ENDED = ("finished", "stopped", "failed")  # for good
 SweepStatus = Literal["running", "finished", "interrupted", "failed"]
 
 RECORD = "sweep.json"

@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 
 from raylingvo.errors import RequestError
 from raylingvo.tune import spaces
-from raylingvo.tune.record import Trial
+from raylingvo.tune.record import ENDED, Trial
 from raylingvo.tune.spaces import Space
 from raylingvo.tune.trainable import END, VALUE
 
@@ -169,7 +169,7 @@ class SweepSearch(Searcher):
 def recorded_config(trial: Trial, params: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a trial of the record; `params`: with which it began. It runs unless it has ended."""
     config: dict[str, Any] = {"trial": trial.number, "params": dict(params)}
-    if trial.status in ("finished", "stopped", "failed"):
+    if trial.status in ENDED:
         reason = trial.error if trial.status == "failed" else trial.stop_reason
         config |= {"history": [list(point) for point in trial.history], END: [trial.status, trial.step, reason or ""]}
     return config

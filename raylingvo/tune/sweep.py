@@ -138,11 +138,11 @@ def sweep(
     except OSError as error:
         raise RequestError(f"--logdir {directory}: cannot be created ({error.strerror})") from error
     with hold(directory), board or open_board() as shown:
-        book = Book(request, directory, shown)
         total = source.size or request.samples
+        book = Book(request, total, directory, shown)
         recorded = _recorded(book, source, total, retry_failed)
-        if len(recorded) == total and all("end" in trial for trial in recorded):
-            return _ended(book.finished(), directory)
+        if book.all_ended():
+            return _ended(book.sweep() if book.status == "finished" else book.close(*book.outcome()), directory)
         _say_what_is_ahead(request, book, recorded, total)
         places = {} if request.options.concurrency is None else {_PLACE: float(request.options.concurrency)}
         with connected(address, places) as cluster, noted_signals() as asked_to_stop, _tune_settings():
