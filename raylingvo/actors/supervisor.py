@@ -105,6 +105,8 @@ class Supervisor:
             return False
         self._within.opened(self._store)
         self._run_trainer()
+        if self._workers.keep:  # most have compiled already, and somebody waits for each result
+            self._start_roles()
         self._ask_for_results()
         self._ask_for_command()
         self._follow_metrics()  # an earlier run in this logdir may have come to a decision, and died

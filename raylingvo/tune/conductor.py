@@ -91,6 +91,8 @@ class Conductor(tune.Callback):
         if END in trial.config or (trial.last_result or {}).get(END) is not None:
             return  # it has ended by itself
         step = (trial.last_result or {}).get(STEP, 0)
+        if step >= self._request.max_steps:
+            return  # it ends by itself
         reason = f"stopped by {self._request.options.scheduler} at step {step}"
         self._book.update(number, status="stopped", stop_reason=reason)
         self._hub.command.remote(number, Command("end", reason=reason))

@@ -62,8 +62,8 @@ class Hub:
 
     async def tell(self, trial: int, **news: Any) -> None:
         """How it stands: whatever the driver is to know."""
-        if "evaluated" in news:
-            self._reported[trial] = news["evaluated"]
+        if "reported" in news:
+            self._reported[trial] = news["reported"]
         self._news.append({"trial": trial, **news})
         await self._wake()
 

@@ -131,6 +131,7 @@ def sweep(
     directory = Path(logdir).absolute()
     for name in dict.fromkeys([experiment.train.dataset, *experiment.eval, *experiment.decode]):
         experiment.datasets[name].check()
+    request = _with_needed_roles(request)
     source = _source(request)
     _check(request, source)
     try:
@@ -189,8 +190,7 @@ def _recorded(book: Book, source: Source, total: int, retry_failed: bool) -> lis
 
 
 def _check(request: Request, source: Source) -> None:
-    """What only the experiment's task can tell: the names of metrics, and which weights trials have."""
-    _check_metric(request.experiment, request.metric.partition("/")[0])
+    """What one value alone cannot tell: whether a trial's fit together, and whether trials have the same weights."""
     if isinstance(source, Listed):
         for number, params in enumerate(source.params):
             try:
@@ -201,15 +201,22 @@ def _check(request: Request, source: Source) -> None:
         _check_same_state(request, source)
 
 
-def _check_metric(experiment: Experiment, dataset: str) -> None:
-    if dataset not in experiment.eval or dataset in experiment.decode:
-        return  # its Decoder checks it when it starts
-    batches = experiment.datasets[dataset].eval_batches(experiment.reading_batch_size(experiment.eval[dataset]))
-    task = experiment.task
-    try:
-        check_watched(experiment, dataset, lambda: evaluated_names(task, Model(task), batches.samples()))
-    except RequestError as error:
-        raise RequestError(str(error).replace("train.checkpoints.best.metric", "--metric")) from error
+def _with_needed_roles(request: Request) -> Request:
+    """Trials have no Decoder, unless it is what gives the metric. Raises RequestError if nothing gives it."""
+    experiment, (dataset, _, name) = request.experiment, request.metric.partition("/")
+    decode = {dataset: experiment.decode[dataset]} if dataset in experiment.decode else {}
+    if dataset in experiment.eval:
+        task, reading = experiment.task, experiment.eval[dataset]
+        batches = experiment.datasets[dataset].eval_batches(experiment.reading_batch_size(reading))
+        names = evaluated_names(task, Model(task), batches.samples())
+        if name in names:
+            decode = {}
+        elif not decode:  # else that one checks it when it starts
+            try:
+                check_watched(experiment, dataset, lambda: names)
+            except RequestError as error:
+                raise RequestError(str(error).replace("train.checkpoints.best.metric", "--metric")) from error
+    return dataclasses.replace(request, experiment=dataclasses.replace(experiment, decode=decode))
 
 
 def _check_same_state(request: Request, source: Source) -> None:

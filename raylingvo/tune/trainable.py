@@ -39,7 +39,7 @@ class TrialActor(tune.Trainable):
             return {STEP: step, VALUE: value}
         if self._run is None:
             return {**self._last, "done": True, END: self._end}
-        report = self._run.reports.get()
+        report = self._run.next()
         if report.value is not None:
             self._last = {STEP: report.step, VALUE: report.value}
         if report.end is not None:

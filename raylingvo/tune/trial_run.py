@@ -59,7 +59,7 @@ class End(NamedTuple):
 
 
 class TrialRun:
-    """Runs trial `number` of a sweep in its folder, from where it is there. `reports` has what is to be said of it."""
+    """Runs trial `number` of a sweep in its folder, from where it is there. `next` gives what is to be said of it."""
 
     def __init__(self, home: Home, base: Experiment, workers: Workers, number: int, params: Mapping[str, Any]):
         self._home = home
@@ -68,9 +68,16 @@ class TrialRun:
         self._params = params
         self.number = number
         self.logdir = Path(home.order.logdir) / "trials" / f"{number:04d}"
-        self.reports: queue.Queue[Report] = queue.Queue()
+        self._reports: queue.Queue[Report] = queue.Queue()
         self._thread = threading.Thread(target=self._drive, name=f"trial {number}", daemon=True)
         self._thread.start()
+
+    def next(self) -> Report:
+        """Waits for the next report. It is not given again when the trial goes on after a pause."""
+        report = self._reports.get()
+        if report.value is not None:
+            self._home.hub.tell.remote(self.number, reported=report.step)
+        return report
 
     def pause(self, reason: str) -> None:
         """Finishes the step, and waits until all is saved."""
@@ -102,7 +109,7 @@ class TrialRun:
         except BaseException as error:  # there is nobody above who would tell anybody
             end = End("failed", 0, f"{type(error).__name__}: {error}")
         hub.tell.remote(self.number, ended=tuple(end), seconds=time.monotonic() - started)
-        self.reports.put(last._replace(step=end.step, end=end))
+        self._reports.put(last._replace(step=end.step, end=end))
 
     def _run(self, reported: int) -> End:
         home = self._home
@@ -132,8 +139,7 @@ class TrialRun:
         return End(result["status"], result["step"], result["stop_reason"])
 
     def _report(self, step: int, value: float) -> None:
-        self._home.hub.tell.remote(self.number, evaluated=step)
-        self.reports.put(Report(step, value))
+        self._reports.put(Report(step, value))
 
     def _log(self, *texts: str) -> None:
         log = PlainView(cast(TextIO, LogFile(self.logdir / LOG)))

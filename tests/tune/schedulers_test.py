@@ -1,0 +1,294 @@
+"""Tune's schedulers are told how a sweep counts, and the decisions of a population reach Tune."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import pytest
+import toy
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+
+from raylingvo.tune.population import Exploit, Population
+from raylingvo.tune.request import Options, make_request
+from raylingvo.tune.schedulers import PAUSING, PopulationScheduler, make_scheduler
+from raylingvo.tune.spaces import Uniform
+
+CONTINUE, PAUSE, STOP = TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP
+
+
+class FakeTrial:
+    """What schedulers see of a trial."""
+
+    def __init__(self, number, status=Trial.RUNNING, *, step=None, params=None):
+        self.trial_id = f"id{number}"
+        self.config = {"trial": number, "params": params or {}}
+        self.status = status
+        self.last_result = None if step is None else {"step": step}
+
+    def is_finished(self):
+        return self.status in (Trial.TERMINATED, Trial.ERROR)
+
+
+class FakeController:
+    def __init__(self, *trials):
+        self.trials = trials
+
+    def get_trials(self):
+        return list(self.trials)
+
+    def get_live_trials(self):
+        return [trial for trial in self.trials if not trial.is_finished()]
+
+
+def request(mode="min", max_steps=27, **options):
+    params = {"learner.learning_rate": "uniform(0.1, 1)"}
+    options = Options(max_steps=max_steps, **options)
+    return make_request(toy.experiment(), params, metric="test/loss", mode=mode, options=options)
+
+
+def no_exploit(exploit):
+    raise AssertionError(exploit)
+
+
+def scheduler(name, exploit=no_exploit, **fields) -> Any:
+    return make_scheduler(request(scheduler=name, **fields), exploit)
+
+
+def decisions(scheduler, values, *, step):
+    """Of new trials of these values, told one after the other, all at this step."""
+    trials = [FakeTrial(i) for i in range(len(values))]
+    for trial in trials:
+        scheduler.on_trial_add(FakeController(*trials), trial)
+    return [
+        scheduler.on_trial_result(FakeController(*trials), trial, {"step": step, "value": value})
+        for trial, value in zip(trials, values, strict=True)
+    ]
+
+
+# -- Tune's -----------------------------------------------------------------------------------------------------------
+
+
+def test_first_in_first_out_lets_all_go_on():
+    assert type(scheduler("fifo")) is FIFOScheduler
+    assert decisions(scheduler("fifo"), [1.0, 2.0, math.nan], step=27) == [CONTINUE] * 3
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_asha_judges_at_rungs(mode):
+    made = scheduler("asha", mode=mode, grace_steps=3)
+    assert type(made) is AsyncHyperBandScheduler
+    worse = [float(i) if mode == "min" else -float(i) for i in range(6)]
+    assert decisions(made, worse, step=2) == [CONTINUE] * 6
+    assert decisions(scheduler("asha", mode=mode, grace_steps=3), worse, step=3) == [CONTINUE, *[STOP] * 5]
+    better = worse[::-1]
+    assert decisions(scheduler("asha", mode=mode, grace_steps=3), better, step=3) == [CONTINUE] * 6
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "grace", "factor", "rungs"),
+    [(27, 1, 3, [1, 3, 9, 27]), (27, 3, 3, [3, 9, 27]), (16, 2, 2, [2, 4, 8, 16]), (12, 12, 3, [12])],
+)
+def test_the_rungs_of_asha(max_steps, grace, factor, rungs):
+    judging = []
+    for step in range(1, max_steps + 1):
+        made = scheduler("asha", max_steps=max_steps, grace_steps=grace, reduction_factor=factor)
+        trials = FakeTrial(0), FakeTrial(1)
+        for trial in trials:
+            made.on_trial_add(FakeController(*trials), trial)
+        # Up to now in rungs that are passed both are alike.
+        for passed in range(1, step):
+            for trial in trials:
+                assert made.on_trial_result(FakeController(*trials), trial, {"step": passed, "value": 1.0}) == CONTINUE
+        first, second = (
+            made.on_trial_result(FakeController(*trials), trial, {"step": step, "value": value})
+            for trial, value in zip(trials, (1.0, 2.0), strict=True)
+        )
+        assert first == CONTINUE
+        judging += [step] if second == STOP else []
+    assert judging == rungs
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_asha_stops_what_has_diverged(mode):
+    values = [1.0, 2.0, 3.0, 4.0, math.nan]
+    assert decisions(scheduler("asha", mode=mode, grace_steps=3), values, step=3)[-1] == STOP
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_hyperband_has_the_steps_and_the_reduction(mode):
+    made = scheduler("hyperband", mode=mode, reduction_factor=2)
+    assert type(made) is HyperBandScheduler
+    assert (made._max_t_attr, made._eta, made._time_attr, made._metric) == (27, 2, "step", "value")
+    assert made._metric_op == (-1.0 if mode == "min" else 1.0)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("value", [9.0, math.nan])
+def test_the_median_of_three_stops_the_worse(mode, value):
+    sign = 1 if mode == "min" else -1
+    values = [sign * 1.0, sign * 2.0, sign * 3.0, sign * value]
+    assert type(scheduler("median")) is MedianStoppingRule
+    early = scheduler("median", mode=mode, grace_steps=6)
+    assert decisions(early, values, step=5) == [CONTINUE] * 4
+    late = scheduler("median", mode=mode, grace_steps=6)
+    assert decisions(late, values, step=6) == [CONTINUE, CONTINUE, CONTINUE, STOP]
+    better = scheduler("median", mode=mode, grace_steps=6)
+    assert decisions(better, [*values[:3], sign * 1.5], step=6) == [CONTINUE] * 4
+    few = scheduler("median", mode=mode, grace_steps=6)
+    assert decisions(few, values[1:], step=6) == [CONTINUE] * 3
+
+
+@pytest.mark.parametrize("name", ["fifo", "asha", "median"])
+def test_trials_pause_for_those_schedulers_alone_that_are_said_to(name):
+    """More trials begin than run only where trials pause; and a pause costs a checkpoint and a start."""
+    assert name not in PAUSING
+    made = scheduler(name, grace_steps=6)
+    trials = FakeTrial(0), FakeTrial(1, Trial.PENDING)
+    for trial in trials:
+        made.on_trial_add(FakeController(*trials), trial)
+    told = [
+        made.on_trial_result(FakeController(*trials), trials[0], {"step": step, "value": 1.0}) for step in (3, 6, 9, 12)
+    ]
+    assert told == [CONTINUE] * 4
+
+
+@pytest.mark.parametrize("name", ["asha", "median", "pbt"])
+def test_a_result_without_a_value_changes_nothing(name):
+    made = scheduler(name)
+    trial = FakeTrial(0)
+    made.on_trial_add(FakeController(trial), trial)
+    assert made.on_trial_result(FakeController(trial), trial, {}) == CONTINUE
+
+
+# -- population based training ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_population_is_made_of_the_request(mode):
+    asked: list[Exploit] = []
+    made = scheduler("pbt", lambda exploit: asked.append(exploit) or True, mode=mode, grace_steps=5)
+    assert type(made) is PopulationScheduler
+    trials = [FakeTrial(i, params={"learner.learning_rate": 0.5}) for i in range(2)]
+    for trial in trials:
+        made.on_trial_add(FakeController(*trials), trial)
+    for step in (4, 5):
+        for trial, value in zip(trials, (1.0, 2.0) if mode == "min" else (2.0, 1.0), strict=True):
+            made.on_trial_result(FakeController(*trials), trial, {"step": step, "value": value})
+        assert len(asked) == (step == 5)
+    assert asked[0][:2] == (1, 0)
+    assert asked[0].params.keys() == {"learner.learning_rate"}
+
+
+def test_the_seed_of_a_request_is_that_of_its_population():
+    def explored(seed):
+        asked: list[Exploit] = []
+        made = scheduler("pbt", lambda exploit: asked.append(exploit) or True, grace_steps=5, seed=seed)
+        trials = [FakeTrial(i, params={"learner.learning_rate": 0.5}) for i in range(2)]
+        for trial in trials:
+            made.on_trial_add(FakeController(*trials), trial)
+        for step in range(5, 50, 5):
+            for trial in trials:
+                made.on_trial_result(
+                    FakeController(*trials), trial, {"step": step, "value": 100.0 * trial.config["trial"]}
+                )
+        return asked
+
+    assert explored(1) == explored(1) != explored(2)
+    assert len(explored(1)) > 3
+
+
+class Group:
+    """A scheduler, its trials, and what it has asked for."""
+
+    def __init__(self, *statuses, works=True):
+        population = Population({"rate": Uniform(0.1, 1.0)}, mode="max", interval=10, seed=0)
+        self.asked: list[Exploit] = []
+        self.scheduler = PopulationScheduler(population, lambda exploit: self.asked.append(exploit) or works)
+        self.trials = [cast(Any, FakeTrial(i, status, params={"rate": 0.5})) for i, status in enumerate(statuses)]
+        self.controller = FakeController(*self.trials)
+        for trial in self.trials:
+            self.scheduler.on_trial_add(self.controller, trial)
+
+    def tell(self, number, step, value):
+        result = {"step": step, "value": value}
+        return self.scheduler.on_trial_result(self.controller, self.trials[number], result)
+
+
+def test_before_it_is_due_a_trial_goes_on_whoever_waits():
+    group = Group(Trial.RUNNING, Trial.PENDING)
+    assert [group.tell(0, step, 1.0) for step in (3, 6, 9)] == [CONTINUE] * 3
+    assert [group.tell(0, step, 1.0) for step in (12, 15, 21, 22)] == [PAUSE, CONTINUE, CONTINUE, PAUSE]
+
+
+@pytest.mark.parametrize(
+    ("other", "decision"),
+    [
+        (Trial.PENDING, PAUSE),
+        (Trial.PAUSED, PAUSE),
+        (Trial.RUNNING, CONTINUE),
+        (Trial.TERMINATED, CONTINUE),
+        (Trial.ERROR, CONTINUE),
+    ],
+)
+def test_a_trial_that_is_due_makes_room_for_who_waits(other, decision):
+    assert Group(Trial.RUNNING, other).tell(0, 10, 1.0) == decision
+
+
+def test_a_trial_does_not_wait_for_itself():
+    assert Group(Trial.PAUSED, Trial.RUNNING).tell(0, 10, 1.0) == CONTINUE
+
+
+def test_what_is_decided_is_done():
+    group = Group(Trial.RUNNING, Trial.RUNNING)
+    assert group.tell(0, 10, 1.0) == CONTINUE
+    assert group.asked == []
+    assert group.tell(1, 10, 0.5) == CONTINUE
+    assert [(exploit.taker, exploit.donor) for exploit in group.asked] == [(1, 0)]
+    # It stands as the other does now: the same value is no longer better.
+    assert group.tell(0, 20, 1.0) == CONTINUE
+    assert len(group.asked) == 1
+
+
+def test_what_could_not_be_done_is_not_taken_note_of():
+    group = Group(Trial.RUNNING, Trial.RUNNING, works=False)
+    group.tell(0, 10, 1.0)
+    group.tell(1, 10, 0.5)
+    assert len(group.asked) == 1
+    # The second is still worth 0.5: the first, at 0.75, leads.
+    assert group.tell(0, 20, 0.75) == CONTINUE
+    assert len(group.asked) == 1
+    group = Group(Trial.RUNNING, Trial.RUNNING, works=True)
+    group.tell(0, 10, 1.0)
+    group.tell(1, 10, 0.5)
+    group.tell(0, 20, 0.75)
+    assert [exploit.taker for exploit in group.asked] == [1, 0]
+
+
+def test_who_takes_pauses_too_if_others_wait():
+    group = Group(Trial.RUNNING, Trial.RUNNING, Trial.PENDING)
+    assert group.tell(0, 10, 1.0) == PAUSE
+    assert group.tell(1, 10, 0.5) == PAUSE
+    assert len(group.asked) == 1
+
+
+def test_new_trials_run_first_then_who_is_least_far():
+    group = Group()
+
+    def chosen(*trials):
+        return group.scheduler.choose_trial_to_run(FakeController(*trials))
+
+    ahead, behind = FakeTrial(0, Trial.PAUSED, step=30), FakeTrial(1, Trial.PAUSED, step=20)
+    new, running, ended = FakeTrial(2, Trial.PENDING), FakeTrial(3, Trial.RUNNING), FakeTrial(4, Trial.TERMINATED)
+    newer = FakeTrial(5, Trial.PENDING)
+    assert cast(Any, chosen(running, ahead, behind, ended, new, newer)) is new
+    assert cast(Any, chosen(running, ahead, behind, ended)) is behind
+    assert cast(Any, chosen(ended, ahead)) is ahead
+    assert chosen(running, ended) is chosen() is None

@@ -1,0 +1,398 @@
+"""Which trials there are: those of the record first, then what a source suggests, which hears what came of them."""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+import math
+import types
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from raylingvo.errors import RequestError
+from raylingvo.tune import sweep
+from raylingvo.tune.record import Trial
+from raylingvo.tune.search import Listed, Optuna, Source, SweepSearch, recorded_config
+from raylingvo.tune.spaces import Choice, Grid, LogUniform, Normal, QUniform, RandInt, Uniform
+
+MIXED = {
+    "size": Grid((8, 2)),
+    "rate": LogUniform(1e-4, 1e-1),
+    "norm": Grid(("layer", None)),
+    "drop": Uniform(0.0, 0.5),
+}
+
+# -- all known beforehand ---------------------------------------------------------------------------------------------
+
+
+def test_a_grid_search_has_all_combinations_the_last_key_fastest():
+    space = {"a": Grid((2, 1)), "b": RandInt(5, 7), "c": Choice((True, None))}
+    listed = Listed(space, search="grid", samples=1, seed=0)
+    expected = [{"a": a, "b": b, "c": c} for a, b, c in itertools.product((2, 1), (5, 6), (True, None))]
+    assert listed.size == 8
+    assert [listed.suggest(number) for number in range(8)] == listed.params == expected
+
+
+def test_a_grid_search_needs_lists():
+    with pytest.raises(RequestError, match=r"^--search grid: uniform\(0, 1\) of b has no list of values"):
+        Listed({"a": Grid((1,)), "b": Uniform(0, 1)}, search="grid", samples=1, seed=0)
+
+
+def test_random_trials_are_drawn_for_each_combination_of_the_grids():
+    listed: Any = Listed(MIXED, search="random", samples=3, seed=0)
+    assert listed.size == len(listed.params) == 3 * 4
+    assert all(list(params) == list(MIXED) for params in listed.params)
+    for sample in range(3):
+        of_sample = listed.params[4 * sample : 4 * sample + 4]
+        assert [(params["size"], params["norm"]) for params in of_sample] == list(
+            itertools.product((8, 2), ("layer", None))
+        )
+        # The combinations are compared under the same draws.
+        assert len({(params["rate"], params["drop"]) for params in of_sample}) == 1
+    assert len({params["rate"] for params in listed.params}) == 3
+    for key, low, high in [("rate", 1e-4, 1e-1), ("drop", 0.0, 0.5)]:
+        assert all(isinstance(params[key], float) and low <= params[key] <= high for params in listed.params)
+
+
+def test_without_grids_there_are_as_many_as_samples():
+    listed = Listed({"rate": Uniform(0, 1)}, search="random", samples=5, seed=0)
+    assert listed.size == len({params["rate"] for params in listed.params}) == 5
+
+
+def test_the_seed_says_it_all():
+    def params(seed):
+        return Listed(MIXED, search="random", samples=4, seed=seed).params
+
+    assert params(1) == params(1)
+    assert not {p["rate"] for p in params(1)} & {p["rate"] for p in params(2)}
+
+
+@pytest.mark.parametrize("space", [MIXED, {"rate": Uniform(0, 1)}])
+def test_more_samples_leave_the_earlier_trials_as_they_are(space):
+    few, many = (Listed(space, search="random", samples=samples, seed=0).params for samples in (2, 5))
+    assert few == many[: len(few)]
+    assert len(few) < len(many)
+
+
+# -- Tune's side ------------------------------------------------------------------------------------------------------
+
+
+class Asked(Source):
+    """Suggests the trial's number, and notes what it is told."""
+
+    def __init__(self):
+        self.suggested = []
+        self.told = []
+        self.ready = True
+
+    def suggest(self, number):
+        if not self.ready:
+            return None
+        self.suggested.append(number)
+        return {"rate": float(number)}
+
+    def observe(self, number, params, value):
+        self.told.append((number, dict(params), value))
+
+
+class Switches:
+    def __init__(self):
+        self.over = False
+        self.may_start = True
+
+
+def searching(source=None, recorded=(), *, mode="min", samples=4):
+    source = Asked() if source is None else source
+    switches = Switches()
+    search = SweepSearch(
+        source,
+        recorded,
+        mode=mode,
+        samples=samples,
+        over=lambda: switches.over,
+        may_start=lambda: switches.may_start,
+    )
+    return source, switches, search
+
+
+def test_trials_of_the_record_come_first_as_they_were():
+    ended = {"trial": 0, "params": {"rate": 9.0}, "history": [[3, 1.0]], "end": ["finished", 3, ""]}
+    begun = {"trial": 1, "params": {"rate": 8.0}}
+    source, _, search = searching(recorded=[ended, begun])
+    assert [search.suggest(f"id{i}") for i in range(5)] == [
+        ended,
+        begun,
+        {"trial": 2, "params": {"rate": 2.0}},
+        {"trial": 3, "params": {"rate": 3.0}},
+        Searcher.FINISHED,
+    ]
+    assert source.suggested == [2, 3]
+
+
+def test_a_suggestion_belongs_to_tune():
+    """Tune changes the configs that it gets."""
+    recorded = {"trial": 0, "params": {"rate": 9.0}}
+    source, _, search = searching(recorded=[recorded])
+    for number in range(2):
+        config = search.suggest(f"id{number}")
+        config["trial"] = None
+        search.on_trial_complete(f"id{number}", {"value": 1.0})
+    assert recorded["trial"] == 0
+    assert [told[0] for told in source.told] == [0, 1]
+
+
+def test_nothing_begins_after_the_end():
+    source, switches, search = searching()
+    assert search.suggest("a")["trial"] == 0
+    switches.over = True
+    switches.may_start = False
+    assert search.suggest("b") == Searcher.FINISHED
+    assert source.suggested == [0]
+
+
+def test_a_trial_that_may_not_start_yet_is_asked_for_again():
+    source, switches, search = searching(samples=2)
+    switches.may_start = False
+    assert search.suggest("a") is None
+    switches.may_start = True
+    assert search.suggest("a")["trial"] == 0
+    source.ready = False
+    assert search.suggest("b") is None
+    source.ready = True
+    assert search.suggest("b")["trial"] == 1
+    switches.may_start = False
+    assert search.suggest("c") == Searcher.FINISHED  # none is left: Tune need not ask again
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", -1.0), ("max", 5.0)])
+def test_the_source_hears_the_best_value(mode, best):
+    source, _, search = searching(mode=mode)
+    for trial in "ab":
+        search.suggest(trial)
+    for value in (3.0, math.nan, best, 2.0):
+        search.on_trial_result("a", {"step": 1, "value": value})
+    search.on_trial_result("b", {"step": 1, "value": 4.0})
+    assert source.told == []
+    search.on_trial_complete("a", {"step": 9, "value": 2.0, "end": ["finished", 9, "max_steps"]})
+    assert source.told == [(0, {"rate": 0.0}, best)]
+    search.on_trial_complete("b", {"step": 9, "value": 4.5, "end": ["stopped", 9, "asha"]})
+    assert source.told[1] == (1, {"rate": 1.0}, 4.0 if mode == "min" else 4.5)
+
+
+def test_the_last_result_counts_too():
+    source, _, search = searching()
+    search.suggest("a")
+    search.on_trial_complete("a", {"value": 2.0})
+    assert source.told == [(0, {"rate": 0.0}, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        ({"value": 1.0, "end": ["failed", 9, "RuntimeError: no"]}, False),
+        ({"value": 1.0}, True),
+        (None, True),
+        ({"end": ["finished", 9, ""]}, False),
+        ({"value": math.nan}, False),
+        (None, False),
+    ],
+)
+def test_the_source_hears_of_failures_and_of_trials_without_a_value(result, error):
+    source, _, search = searching()
+    search.suggest("a")
+    if error or (result or {}).get("end", [""])[0] == "failed":
+        search.on_trial_result("a", {"step": 3, "value": 1.0})
+    search.on_trial_complete("a", result, error=error)
+    assert source.told == [(0, {"rate": 0.0}, None)]
+
+
+@pytest.mark.parametrize(("mode", "bad"), [("min", -math.inf), ("max", math.inf)])
+def test_what_is_not_finite_is_no_best_value(mode, bad):
+    """As in the record, from which a sweep that goes on tells its source."""
+    source, _, search = searching(mode=mode)
+    search.suggest("a")
+    search.on_trial_result("a", {"step": 1, "value": 1.0})
+    search.on_trial_complete("a", {"step": 2, "value": bad})
+    assert source.told == [(0, {"rate": 0.0}, 1.0)]
+    assert Trial(number=0, params={}, history=((1, 1.0), (2, bad))).best(mode) == (1, 1.0)
+
+
+def test_a_trial_that_tune_made_otherwise_is_none_of_ours():
+    source, _, search = searching()
+    search.on_trial_complete("z", {"value": 1.0})
+    search.suggest("a")
+    for _ in range(2):
+        search.on_trial_complete("a", {"value": 1.0})
+    assert len(source.told) == 1
+
+
+def test_the_record_is_all_that_is_saved(tmp_path):
+    _, _, search = searching()
+    search.save(str(tmp_path / "state"))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(NotImplementedError):
+        search.restore(str(tmp_path / "state"))
+
+
+def test_what_tune_is_told_of_the_metric():
+    for mode in ("min", "max"):
+        _, _, search = searching(mode=mode)
+        assert (search.metric, search.mode) == ("value", mode)
+
+
+# -- the record -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["finished", "stopped", "failed"])
+def test_a_trial_that_has_ended_is_told_again(status):
+    trial = Trial(
+        number=3,
+        params={"rate": 0.7},
+        status=status,
+        step=12,
+        history=((3, 1.0), (6, 0.5)),
+        error="RuntimeError: no" if status == "failed" else None,
+        stop_reason=None if status == "finished" else "stopped by asha at step 6",
+    )
+    reason = {"finished": "", "stopped": "stopped by asha at step 6", "failed": "RuntimeError: no"}[status]
+    assert recorded_config(trial, {"rate": 0.5}) == {
+        "trial": 3,
+        "params": {"rate": 0.5},
+        "history": [[3, 1.0], [6, 0.5]],
+        "end": [status, 12, reason],
+    }
+
+
+@pytest.mark.parametrize("status", ["pending", "running", "paused", "interrupted"])
+def test_a_trial_that_has_not_ended_runs(status):
+    trial = Trial(number=3, params={"rate": 0.7}, status=status, step=12, history=((3, 1.0),))
+    params = {"rate": 0.5}
+    config = recorded_config(trial, params)
+    assert config == {"trial": 3, "params": params}
+    assert config["params"] is not params
+
+
+# -- Optuna -----------------------------------------------------------------------------------------------------------
+
+ALL = {
+    "rate": LogUniform(1e-4, 1e-1),
+    "drop": Uniform(-1.0, 0.5),
+    "whole": QUniform(3, 9, 2),
+    "part": QUniform(0.1, 0.9, 0.1),
+    "depth": RandInt(3, 6),
+    "norm": Choice(("layer", None, True, 2)),
+    "size": Grid((8, 2)),
+}
+
+
+def test_without_optuna_the_error_says_how_to_get_it(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.partition(".")[0] == "optuna":
+            raise ModuleNotFoundError("No module named 'optuna'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(RequestError) as caught:
+        Optuna(ALL, mode="min", seed=0)
+    assert str(caught.value) == "--search optuna: Optuna is not installed; run: pip install optuna"
+
+
+@pytest.fixture
+def optuna():
+    return pytest.importorskip("optuna")
+
+
+def suggested(source, count, *, first=0):
+    made = []
+    for number in range(first, first + count):
+        made.append(dict(source.suggest(number)))
+        source.observe(number, made[-1], made[-1]["rate"])
+    return made
+
+
+def test_optuna_suggests_values_of_the_spaces(optuna):
+    params = suggested(Optuna(ALL, mode="min", seed=1), 25)
+    assert all(list(one) == list(ALL) for one in params)
+    for key, space in ALL.items():
+        found = [one[key] for one in params]
+        if space.size is None:
+            assert all(type(value) is float for value in found)
+            assert min(found) >= space.low and max(found) <= space.high
+            assert len(set(found)) == 25
+        else:
+            assert {(type(value), value) for value in found} <= {(type(value), value) for value in space.values()}
+            assert len(set(found)) > 1
+    assert sum(one["rate"] < 1e-2 for one in params) > 8  # of a loguniform space of three decades two
+
+
+def test_optuna_is_seeded(optuna):
+    assert suggested(Optuna(ALL, mode="min", seed=1), 14) == suggested(Optuna(ALL, mode="min", seed=1), 14)
+    assert suggested(Optuna(ALL, mode="min", seed=1), 3) != suggested(Optuna(ALL, mode="min", seed=2), 3)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_optuna_learns(optuna, mode):
+    """Where values are the better the nearer x is to an end, most of the later suggestions are near it."""
+    source = Optuna({"x": Uniform(0.0, 1.0)}, mode=mode, seed=0)
+    found = []
+    for number in range(40):
+        found.append(source.suggest(number)["x"])
+        source.observe(number, {"x": found[-1]}, found[-1])
+    mean = sum(found[20:]) / 20
+    assert mean < 0.25 if mode == "min" else mean > 0.75
+
+
+def test_optuna_hears_of_failures(optuna):
+    source = Optuna(ALL, mode="min", seed=0)
+    for number, value in enumerate((2.0, None)):
+        source.observe(number, source.suggest(number), value)
+    source.observe(2, source.suggest(0), None)  # of an earlier start: nothing is known of it that helps
+    states = [trial.state.name for trial in source._study.trials]
+    assert states == ["COMPLETE", "FAIL", "RUNNING"]
+    assert source._study.best_value == 2.0
+
+
+def test_optuna_has_not_all_spaces(optuna):
+    with pytest.raises(RequestError) as caught:
+        Optuna({"x": Normal(0, 1)}, mode="min", seed=0)
+    assert str(caught.value) == (
+        "--search optuna: normal(0, 1) of x is not one of its spaces; use uniform or loguniform"
+    )
+
+
+def test_optuna_is_asked_for_as_many_as_there_are_to_be(optuna):
+    assert Optuna(ALL, mode="min", seed=0).size is None
+
+
+def test_a_sweep_that_goes_on_with_optuna_tries_something_new(optuna):
+    first = suggested(Optuna(ALL, mode="min", seed=1), 3)
+    again = Optuna(ALL, mode="min", seed=1)
+    for number, params in enumerate(first):
+        again.observe(number, params, params["rate"])
+    assert len(again._study.trials) == 3
+    rates = [one["rate"] for one in suggested(again, 3, first=3)]
+    assert not set(rates) & {one["rate"] for one in first}
+
+
+def test_optuna_hears_of_a_recorded_trial_once(optuna):
+    """`sweep` tells it of the record before the first suggestion; Tune then repeats those trials."""
+    params = suggested(Optuna(ALL, mode="min", seed=1), 3)
+    trials = {
+        i: Trial(number=i, params=one, status="finished", step=3, history=((3, one["rate"]),))
+        for i, one in enumerate(params)
+    }
+    source = Optuna(ALL, mode="min", seed=1)
+    book = types.SimpleNamespace(trials=trials, request=types.SimpleNamespace(mode="min"))
+    recorded = sweep._recorded(book, source, 4, False)  # type: ignore[arg-type]
+    _, _, search = searching(source, recorded)
+    for config in recorded:
+        name = f"id{config['trial']}"
+        assert search.suggest(name) == config
+        ((step, value),) = config["history"]
+        search.on_trial_result(name, {"step": step, "value": value})
+        search.on_trial_complete(name, {"step": step, "value": value, "end": config["end"]})
+    assert [trial.value for trial in source._study.trials] == [one["rate"] for one in params]
