@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from raylingvo.cli_shared import Json, Set, load_experiment, print_json, say
+from raylingvo.cli_tune import tune_app
 from raylingvo.errors import DiskError, RequestError
 
 app = typer.Typer(
@@ -22,17 +24,12 @@ app = typer.Typer(
 inspect_app = typer.Typer(no_args_is_help=True, help="Shows an experiment without running it.")
 data_app = typer.Typer(no_args_is_help=True, help="Makes datasets, and looks into them.")
 runs_app = typer.Typer(no_args_is_help=True, help="Looks at the logdirs of runs.")
-tune_app = typer.Typer(no_args_is_help=True, help="Searches for good hyper-parameters.")
 app.add_typer(inspect_app, name="inspect")
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 app.add_typer(tune_app, name="tune")
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="such as image.digits.LeNet5; see `raylingvo list`")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a field, e.g. train.max_steps=500")
-]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout; all else goes to stderr")]
 LogdirOption = Annotated[Path, typer.Option("--logdir", metavar="DIR", help="the folder of the run")]
 Logdirs = Annotated[list[Path], typer.Argument(metavar="LOGDIR...", help="logdirs, or folders that contain some")]
 Datasets = Annotated[
@@ -52,10 +49,10 @@ def main() -> None:
     try:
         status = app(prog_name="raylingvo", standalone_mode=False)
     except RequestError as error:
-        _say(f"raylingvo: {error}")
+        say(f"raylingvo: {error}")
         status = 1 if isinstance(error, DiskError) else 2
     except KeyboardInterrupt:
-        _say("raylingvo: interrupted")
+        say("raylingvo: interrupted")
         status = 130
     except typer.Abort:
         status = 130
@@ -73,7 +70,7 @@ def _say_usage_error(error: Exception) -> int | None:
     if format_message is None or context is None:
         return None
     if message := " ".join(format_message().split()):  # empty: the help has been printed instead
-        _say(f"raylingvo: {message} See: {context.command_path} --help")
+        say(f"raylingvo: {message} See: {context.command_path} --help")
     return 2
 
 
@@ -86,7 +83,7 @@ def list_command(
 
     found = registry.find(pattern)
     if as_json:
-        _print_json({"experiments": [{"name": name, "description": text} for name, text in found.items()]})
+        print_json({"experiments": [{"name": name, "description": text} for name, text in found.items()]})
         return
     width = max(map(len, found))
     for name, text in found.items():
@@ -98,9 +95,9 @@ def inspect_config(name: Name, overrides: Set = None, as_json: Json = False) -> 
     """Prints the experiment's full configuration as YAML, as `run --config` reads it."""
     from raylingvo import config
 
-    experiment = _experiment(name, overrides)
+    experiment = load_experiment(name, overrides)
     if as_json:
-        _print_json({"experiment": experiment.name, "config": config.flatten(experiment)})
+        print_json({"experiment": experiment.name, "config": config.flatten(experiment)})
     else:
         print(config.dump(experiment), end="")
 
@@ -110,10 +107,10 @@ def inspect_model(name: Name, overrides: Set = None, as_json: Json = False) -> N
     """Prints the model's variables and the number of weights."""
     from raylingvo import describe
 
-    experiment = _experiment(name, overrides)
+    experiment = load_experiment(name, overrides)
     described = describe.model(experiment)
     if as_json:
-        _print_json({"experiment": experiment.name, **described})
+        print_json({"experiment": experiment.name, **described})
     else:
         print("\n".join(described["lines"]))
 
@@ -123,10 +120,10 @@ def inspect_datasets(name: Name, overrides: Set = None, as_json: Json = False) -
     """Prints the experiment's datasets."""
     from raylingvo import describe
 
-    experiment = _experiment(name, overrides)
+    experiment = load_experiment(name, overrides)
     rows = describe.datasets(experiment)
     if as_json:
-        _print_json({"experiment": experiment.name, "datasets": rows})
+        print_json({"experiment": experiment.name, "datasets": rows})
         return
     for row in rows:
         fields = ", ".join(f"{key} {value}" for key, value in row["fields"].items())
@@ -156,7 +153,7 @@ def run(
     from raylingvo.actors.run import RunFailed
     from raylingvo.actors.run import run as run_experiment
 
-    experiment = _experiment(name, overrides, config_file)
+    experiment = load_experiment(name, overrides, config_file)
     started = psutil.Process().create_time()
     if detach:
         _run_detached(experiment, logdir, address, started, as_json)
@@ -165,8 +162,8 @@ def run(
         result = run_experiment(experiment, logdir, address=address, started=started)
     except RunFailed as failure:
         _print_result(failure.result, as_json)
-        _say(failure.trace)
-        _say(f"raylingvo: {failure}")
+        say(failure.trace)
+        say(f"raylingvo: {failure}")
         raise typer.Exit(1) from None
     _print_result(result, as_json)
     if result["status"] == "interrupted":
@@ -199,10 +196,10 @@ def status(run: RunName = "", address: Address = None, as_json: Json = False) ->
 
     if run:
         shown = detached.status(run, address)
-        _print_json(shown) if as_json else cluster_view.print_run(shown)
+        print_json(shown) if as_json else cluster_view.print_run(shown)
         return
     rows = detached.list_running(address)
-    _print_json({"runs": rows}) if as_json else cluster_view.print_runs(rows)
+    print_json({"runs": rows}) if as_json else cluster_view.print_runs(rows)
 
 
 @app.command()
@@ -216,7 +213,7 @@ def attach(run: RunName, address: Address = None, as_json: Json = False) -> None
             with open_view() as view:
                 ending = found.attach(view)
         except KeyboardInterrupt:
-            _say(f"raylingvo: the run goes on without you; to see it again: raylingvo attach {run}")
+            say(f"raylingvo: the run goes on without you; to see it again: raylingvo attach {run}")
             return
     _print_ending(ending, as_json)
     raise typer.Exit(ending.exit_status)
@@ -238,9 +235,9 @@ def _print_ending(ending: Any, as_json: bool) -> None:
     if ending.result is not None:
         _print_result(ending.result, as_json)
     if ending.trace:
-        _say(ending.trace)
+        say(ending.trace)
     if ending.message:
-        _say(f"raylingvo: {ending.message}")
+        say(f"raylingvo: {ending.message}")
 
 
 @app.command("eval")
@@ -291,9 +288,9 @@ def decode(
     outputs: list[dict[str, Any]] = []
     with open_lines(input_file) as lines:
         write = outputs.append if as_json else _print_output
-        result = decode_lines(logdir, lines.take, write, **how, progress=_say)
+        result = decode_lines(logdir, lines.take, write, **how, progress=say)
     if as_json:
-        _print_json({**result, "outputs": outputs})
+        print_json({**result, "outputs": outputs})
 
 
 @data_app.command("prepare")
@@ -332,7 +329,7 @@ def data_count(pattern: Pattern, as_json: Json = False) -> None:
     from raylingvo.data import stats
 
     number = stats.count(pattern)
-    _print_json({"pattern": pattern, "records": number}) if as_json else print(number)
+    print_json({"pattern": pattern, "records": number}) if as_json else print(number)
 
 
 @data_app.command("head")
@@ -346,7 +343,7 @@ def data_head(
 
     records = stats.head(pattern, number)
     if as_json:
-        _print_json({"pattern": pattern, "records": records})
+        print_json({"pattern": pattern, "records": records})
         return
     for record in records:
         print(json.dumps(record, ensure_ascii=False))
@@ -393,7 +390,7 @@ def data_stats(
         )
     if out is not None:
         result["plot"] = str(stats.plot(result, out))
-    _print_json(result) if as_json else stats_view.print_stats(result)
+    print_json(result) if as_json else stats_view.print_stats(result)
 
 
 @data_app.command("convert")
@@ -413,7 +410,7 @@ def data_convert(
     with progress_bar("converting") as progress:
         number = convert(pattern, target, format, progress)
     path = written_path(target)
-    _print_json({"records": number, "target": path}) if as_json else print(f"{path}: {number:,} records")
+    print_json({"records": number, "target": path}) if as_json else print(f"{path}: {number:,} records")
 
 
 @data_app.command("vocab")
@@ -444,7 +441,7 @@ def data_vocab(
             character_coverage=character_coverage,
             progress=lambda _doing, done, total: progress(done, total),
         )
-    _print_json({"vocabulary": str(path), "type": kind.value}) if as_json else print(path)
+    print_json({"vocabulary": str(path), "type": kind.value}) if as_json else print(path)
 
 
 @data_app.command("bench")
@@ -459,13 +456,13 @@ def data_bench(
     from raylingvo.data.bench import bench
     from raylingvo.monitor.progress import progress_bar
 
-    experiment = _experiment(name, overrides)
+    experiment = load_experiment(name, overrides)
     train = experiment.train
     experiment.datasets[train.dataset].check()
     with progress_bar("reading") as progress:
         result = bench(experiment.datasets[train.dataset], train.batch_size, train.seed, batches, progress)
     result = {"experiment": experiment.name, "dataset": train.dataset, **result}
-    _print_json(result) if as_json else stats_view.print_bench(result)
+    print_json(result) if as_json else stats_view.print_bench(result)
 
 
 @runs_app.command("list")
@@ -474,7 +471,7 @@ def runs_list(logdirs: Logdirs, as_json: Json = False) -> None:
     from raylingvo.monitor import runs, runs_view
 
     rows = runs.list_rows(runs.find_runs(logdirs))
-    _print_json({"runs": rows}) if as_json else runs_view.print_table(runs_view.list_table(rows))
+    print_json({"runs": rows}) if as_json else runs_view.print_table(runs_view.list_table(rows))
 
 
 @runs_app.command("show")
@@ -483,7 +480,7 @@ def runs_show(logdir: Annotated[Path, typer.Argument(metavar="LOGDIR")], as_json
     from raylingvo.monitor import runs, runs_view
 
     shown = runs.show(runs.load_run(logdir))
-    _print_json(shown) if as_json else runs_view.print_table(runs_view.show_table(shown))
+    print_json(shown) if as_json else runs_view.print_table(runs_view.show_table(shown))
 
 
 @runs_app.command("compare")
@@ -508,12 +505,12 @@ def runs_compare(
 
         outputs = decode_compare.compare_outputs(logdirs, dataset, steps or ())
         path = decode_html.write_page(outputs, out or Path("decode.html"))
-        _print_json({"out": str(path), **outputs.json()}) if as_json else print(path)
+        print_json({"out": str(path), **outputs.json()}) if as_json else print(path)
         return
     if dataset is not None or steps or out is not None:
         raise RequestError("runs compare: --dataset, --step and --out go with --decode")
     compared = runs.compare(runs.find_runs(logdirs))
-    _print_json(compared) if as_json else runs_view.print_table(runs_view.compare_table(compared))
+    print_json(compared) if as_json else runs_view.print_table(runs_view.compare_table(compared))
 
 
 @runs_app.command("plot")
@@ -530,95 +527,6 @@ def runs_plot(
     print(plots.plot_runs(runs.find_runs(logdirs), out, metrics))
 
 
-@tune_app.command("sweep")
-def tune_sweep(
-    logdir: Annotated[Path, typer.Option("--logdir", metavar="DIR", help="the folder of the sweep")],
-    name: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="see `raylingvo list`")] = "",
-    params: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--param",
-            metavar="KEY=SPACE",
-            help="uniform(a,b), loguniform(a,b), quniform(a,b,q), randint(a,b), normal(m,s), choice(..), grid(..)",
-        ),
-    ] = None,
-    metric: Annotated[str | None, typer.Option(metavar="DATASET/NAME", help="such as test/accuracy")] = None,
-    mode: Annotated[str | None, typer.Option(metavar="min|max", help="which values of the metric are good")] = None,
-    samples: Annotated[int | None, typer.Option(metavar="N", help="trials; of each combination of a grid")] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="NAME", help="fifo (default), asha, hyperband, median, pbt")
-    ] = None,
-    search: Annotated[str | None, typer.Option(metavar="NAME", help="random (default), grid, optuna")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="of the parameters' values; default: 0")] = None,
-    max_steps: Annotated[int | None, typer.Option(metavar="N", help="of a trial; default: the experiment's")] = None,
-    grace_steps: Annotated[
-        int | None, typer.Option(metavar="N", help="no trial is judged before; pbt: judged every N steps")
-    ] = None,
-    reduction_factor: Annotated[
-        int | None, typer.Option(metavar="N", help="asha, hyperband: one in N goes on; default: 3")
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(metavar="N", help="trials at once; default: as many as there is room for")
-    ] = None,
-    max_failures: Annotated[
-        int | None, typer.Option(metavar="N", help="more failed trials end the sweep; default: none do")
-    ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run trials that failed again")] = False,
-    resources: Annotated[
-        list[str] | None,
-        typer.Option("--resources", metavar="KEY=VALUE", help="of each trial, e.g. trainer.num_cpus=2"),
-    ] = None,
-    overrides: Set = None,
-    config_file: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="a sweep.yaml with these options as keys")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(metavar="ADDR", help="join this Ray cluster; auto: the one of this machine")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Runs trials of an experiment with other parameters, or goes on with a sweep where it stopped."""
-    from raylingvo.config import parse_assignments
-    from raylingvo.tune.request import read_file
-    from raylingvo.tune.summary import format_sweep
-    from raylingvo.tune.sweep import SweepFailed
-    from raylingvo.tune.sweep import sweep as run_sweep
-
-    given = {
-        "metric": metric,
-        "mode": mode,
-        "samples": samples,
-        "scheduler": scheduler,
-        "search": search,
-        "seed": seed,
-        "max_steps": max_steps,
-        "grace_steps": grace_steps,
-        "reduction_factor": reduction_factor,
-        "concurrency": concurrency,
-        "max_failures": max_failures,
-    }
-    asked = read_file(config_file) if config_file else {}
-    asked |= {key: value for key, value in given.items() if value is not None}
-    for key, assignments in (("params", params), ("resources", resources), ("set", overrides)):
-        asked[key] = asked.get(key, {}) | parse_assignments(assignments or [])
-    name = name or asked.pop("experiment", "")
-    asked.pop("experiment", None)
-    for key in ("metric", "mode"):
-        if not asked.get(key):
-            raise RequestError(f"a sweep needs --{key} {'DATASET/NAME' if key == 'metric' else 'min|max'}")
-    experiment = _experiment(name, [f"{key}={value}" for key, value in asked.pop("set").items()])
-    try:
-        result = run_sweep(
-            experiment, asked.pop("params"), logdir=logdir, address=address, retry_failed=retry_failed, **asked
-        )
-    except SweepFailed as failure:
-        result = failure.result
-        _say(f"raylingvo: {failure}")
-    _print_json(result.to_json()) if as_json else print(format_sweep(result))
-    if result.status != "finished":
-        raise typer.Exit(130 if result.status == "interrupted" else 1)
-
-
 class _Kind(StrEnum):
     EVAL = "eval"
     DECODE = "decode"
@@ -629,9 +537,9 @@ def _read_checkpoints(kind: Any, logdir: Path, as_json: bool, **which: Any) -> N
     from raylingvo.actors.variant import Variant
     from raylingvo.monitor.text import metrics_line
 
-    result = read_checkpoints(kind, logdir, progress=_say, **which)
+    result = read_checkpoints(kind, logdir, progress=say, **which)
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     average = Variant(averaged=tuple(result.get("average", ())))
     for dataset, records in result["all"].items():
@@ -639,42 +547,13 @@ def _read_checkpoints(kind: Any, logdir: Path, as_json: bool, **which: Any) -> N
             print(f"{kind} {dataset} @ {record['step']}{average}: {metrics_line(record)}")
 
 
-def _experiment(name: str, overrides: list[str] | None, config_file: Path | None = None) -> Any:
-    from raylingvo import config, registry
-    from raylingvo.experiment import Experiment
-
-    assignments = config.parse_assignments(overrides or [])
-    if config_file is None:
-        if not name:
-            raise RequestError("run needs an EXPERIMENT or --config FILE; `raylingvo list` shows what there is")
-        return config.override(registry.get(name), assignments)
-    try:
-        text = config_file.read_text()
-    except OSError as error:
-        raise RequestError(f"--config {config_file}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise RequestError(f"--config {config_file}: is not text ({error})") from error
-    registry.import_current_directory()
-    try:
-        experiment = config.load(text, Experiment)
-    except RequestError as error:
-        raise RequestError(f"--config {config_file}: {error}") from error
-    if name and name != experiment.name:
-        raise RequestError(f"--config {config_file} is of {experiment.name}, not of {name}")
-    return config.override(experiment, assignments)
-
-
 def _print_result(result: dict[str, Any], as_json: bool) -> None:
     from raylingvo.monitor.summary import format_summary
 
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
         print(format_summary(result))
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, allow_nan=False))
 
 
 def _print_output(output: dict[str, Any]) -> None:
@@ -687,7 +566,3 @@ def _print_output(output: dict[str, Any]) -> None:
         # Python would try to write the rest when it ends, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit from None
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

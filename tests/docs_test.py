@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 # The order in which they build on each other.
 _DOCS = (
     "run.md",
+    "tune.md",
     "experiments.md",
     "data.md",
     "language_models.md",
@@ -178,11 +179,13 @@ def test_the_readme_opens_with_the_two_commands_that_ci_runs() -> None:
     subprocess.run(["bash", "-n", script], check=True)
 
 
-def test_only_installing_testing_and_downloading_are_not_run() -> None:
+def test_only_installing_testing_downloading_and_sweeps_are_not_run() -> None:
     skipped = [block for block in BLOCKS if block.skipped]
     assert skipped[:2] == BLOCKS[:2]
-    assert [block.skipped for block in skipped] == ["installs", "tests", *["downloads"] * len(skipped[2:])]
-    assert [block.id for block in skipped[2:] if "raylingvo data prepare " not in block.text] == []
+    assert [block.skipped for block in skipped[:2]] == ["installs", "tests"]
+    does = {"downloads": "raylingvo data prepare ", "trains": "raylingvo tune sweep "}
+    assert [block.id for block in skipped[2:] if does[block.skipped or ""] not in block.text] == []
+    assert sum("raylingvo tune sweep " in block.text for block in TO_RUN) == 1
 
 
 def test_the_tutorial_is_run_with_fewer_steps() -> None:

@@ -26,6 +26,8 @@ FLOORS = [
     {"training", "experiment", "registry"},
     {"actors"},
     {"tune", "export"},
+    {"cli_shared"},
+    {"cli_tune"},
     {"cli", "__main__"},
 ]
 # Files that register experiments, and `recipes` that several share, stand in their family's folder, but are made of

@@ -317,23 +317,22 @@ class Supervisor:
     def _on_command(self, ref: ray.ObjectRef) -> None:
         """Of one who knows more than this run does: see Command."""
         command: Command | None = fetch(ref)
-        if command is not None and command.do == "adopt":
-            self._adopt(command)
-        elif command is not None:
+        if command is not None and command.do == "adopt" and self._trainer is not None:
+            # What is commanded next waits for it: a run that is to pause is to have the state before.
+            adopted = self._trainer.leader.adopt.remote(command.state, command.params)
+            self._watch(adopted, self._on_adopted)
+            return
+        if command is not None and command.do != "adopt":
             self._workers.keep = self._workers.keep and not command.hurry
             self._stop(command.reason, resumable=command.do == "pause")
         self._ask_for_command()
-
-    def _adopt(self, command: Command) -> None:
-        if self._trainer is not None:
-            adopted = self._trainer.leader.adopt.remote(command.state, command.params)
-            self._watch(adopted, self._on_adopted)
 
     def _on_adopted(self, ref: ray.ObjectRef) -> None:
         try:
             fetch(ref)
         except RayError as error:  # nothing has changed; if it is the Trainer that died, others will say so
             self._view.event(f"the other run's state cannot be adopted: {_line(_cause(error))}")
+        self._ask_for_command()
 
     # -- Evalers and Decoders ------------------------------------------------------------------------------------------
 

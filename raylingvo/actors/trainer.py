@@ -35,6 +35,9 @@ from raylingvo.training.warm_start import warm_started
 _POSITION = {"input", "reports", "rollbacks", "skipped_updates"}
 
 
+ADOPTED = "adopted another run's state after step "  # the beginning of what is said of it
+
+
 class Adoption(NamedTuple):
     """The train state of another run, and settings to go on with."""
 
@@ -158,6 +161,8 @@ class Trainer:
                     self._publish()
                 self._agreed = self._agreed._replace(checkpoint=False)  # done, and not again if nothing new is agreed
             self._check_finite(previous)
+            if self._adoption is not None and self._decided.stop == PAUSE:
+                self._adopt(None)  # what is asked for after it may be that the run pauses
             return self._finish(resumable=self._decided.stop == PAUSE)
 
     @property
@@ -266,7 +271,7 @@ class Trainer:
         jax.block_until_ready(self._state)
         values = ", ".join(f"{key}={value}" for key, value in adoption.params.items())
         took = time.monotonic() - start
-        self._happened(f"adopted another run's state after step {self._step} in {took:.3f} s: {values}")
+        self._happened(f"{ADOPTED}{self._step} in {took:.3f} s: {values}")
 
     def _set(self, params: dict[str, Any]) -> bool:
         """Sets other values in the experiment; whether the train step is another one with them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +50,7 @@ class Book:
 
     def _read(self) -> Sweep | None:
         if not (self.directory / record.RECORD).exists():
-            if (self.directory / "config.yaml").exists() or (self.directory / "run.json").exists():
+            if (self.directory / "run.json").exists():
                 raise RequestError(f"--logdir {self.directory} is the logdir of a run, not of a sweep")
             return None
         earlier = record.read(self.directory)
@@ -57,14 +58,15 @@ class Book:
         differences = [
             f"{key}: {earlier.request.get(key)} -> {asked[key]}"
             for key in asked
-            if key not in _FREE and earlier.request.get(key) != asked[key]
+            # The order of grids is the order of trials.
+            if key not in _FREE and json.dumps(earlier.request.get(key)) != json.dumps(asked[key])
         ]
         there = dataclasses.replace(read_experiment(self.directory), resources=self.request.base.resources)
         differences += config.diff(there, self.request.base)
         if differences:
             raise RequestError(
                 f"--logdir {self.directory} belongs to another sweep; use another logdir, or undo:\n"
-                + "\n".join(f"  {line}" for line in dict.fromkeys(differences))
+                + "\n".join(f"  {line}" for line in differences)
             )
         return earlier
 
@@ -100,8 +102,8 @@ class Book:
 
     def all_ended(self) -> bool:
         """Whether nothing is left to be done."""
-        ended = sum(trial.status in record.ENDED for trial in self.trials.values())
-        return ended >= self._total
+        there = (self.trials.get(number) for number in range(self._total))
+        return all(trial is not None and trial.status in record.ENDED for trial in there)
 
     def add(self, number: int, params: Mapping[str, Any]) -> None:
         self.trials.setdefault(number, Trial(number=number, params=dict(params)))
@@ -140,7 +142,9 @@ class Book:
         if best is not None and (found := best.best(sweep.mode)) is not None and (best.number, found[1]) != self._best:
             self._best = best.number, found[1]
             (self.directory / BEST).parent.mkdir(exist_ok=True)
-            write_atomically(self.directory / BEST, config.dump(config.override(self.request.base, best.params)))
+            write_atomically(
+                self.directory / BEST, config.dump(config.override(self.request.base, best.params_at(found[0])))
+            )
 
     def close(self, status: SweepStatus, reason: str) -> Sweep:
         """The sweep has ended for now: writes all, and draws it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import ray
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.experiment import Trial
+from ray.tune.stopper import NoopStopper
 
 from raylingvo.actors.calls import fetch
 from raylingvo.actors.within import Command
@@ -18,7 +20,7 @@ from raylingvo.tune.book import Book
 from raylingvo.tune.population import Exploit
 from raylingvo.tune.record import SweepStatus
 from raylingvo.tune.request import Request
-from raylingvo.tune.trainable import END, STEP, VALUE
+from raylingvo.tune.trainable import END, RAW, STEP
 from raylingvo.tune.trial_run import End
 
 _LAST_WORDS_SECONDS = 60.0  # how long trials are listened to when Tune is done with them
@@ -33,7 +35,8 @@ class Conductor(tune.Callback):
         self._asked_to_stop = asked_to_stop
         self._interrupted: str | None = None
         self._too_many: str | None = None
-        self._live: set[int] = set()  # trials of which Tune waits for results
+        self._exploits: dict[int, deque[Exploit]] = {}  # on their way, by taker
+        self.wrong_metric: str | None = None  # what a role has against the metric that is asked for
         self._at_work: set[int] = set()  # whose run has begun, and not told that it has ended
         self._num_news = 0
         self._news: ray.ObjectRef | None = None
@@ -47,17 +50,11 @@ class Conductor(tune.Callback):
         """Whether nothing more is to begin."""
         return self._interrupted is not None
 
-    @property
-    def num_live(self) -> int:
-        return len(self._live)
-
     def exploit(self, exploit: Exploit) -> bool:
         """Lets a trial have the weights of another; whether they are there."""
         if not fetch(self._hub.exploit.remote(exploit.taker, exploit.donor, exploit.params)):
             return False
-        trial = self._book.trials[exploit.taker]
-        change = {"step": trial.step, "from_trial": exploit.donor, "params": dict(exploit.params)}
-        self._book.update(exploit.taker, params={**trial.params, **exploit.params}, changes=(*trial.changes, change))
+        self._exploits.setdefault(exploit.taker, deque()).append(exploit)
         return True
 
     def ending(self) -> tuple[SweepStatus, str]:
@@ -71,7 +68,6 @@ class Conductor(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = trial.config["trial"]
-        self._live.add(number)
         if END in trial.config:
             return  # only repeated for Tune
         self._book.add(number, trial.config["params"])
@@ -82,12 +78,11 @@ class Conductor(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        if END not in trial.config and result.get(VALUE) is not None:
-            self._book.value(trial.config["trial"], result[STEP], result[VALUE])
+        if END not in trial.config and result.get(RAW) is not None:
+            self._book.value(trial.config["trial"], result[STEP], result[RAW])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = trial.config["trial"]
-        self._live.discard(number)
         if END in trial.config or (trial.last_result or {}).get(END) is not None:
             return  # it has ended by itself
         step = (trial.last_result or {}).get(STEP, 0)
@@ -103,7 +98,6 @@ class Conductor(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = trial.config["trial"]
-        self._live.discard(number)
         self._at_work.discard(number)
         self._book.add(number, trial.config["params"])
         died = text.count(trial.run_metadata.num_failures, "time")
@@ -138,12 +132,23 @@ class Conductor(tune.Callback):
         number = news["trial"]
         if "phase" in news:
             self._book.running(number, **news)
-        if "event" in news:
-            self._book.event(f"trial {number}: {news['event']}")
+        if "adopted" in news:
+            self._on_adopted(self._exploits[number].popleft(), news["adopted"])
         if "ended" in news:
             self._at_work.discard(number)
             self._book.not_running(number)
             self._on_end(number, End(*news["ended"]), news["seconds"])
+
+    def _on_adopted(self, exploit: Exploit, step: int) -> None:
+        trial = self._book.trials[exploit.taker]
+        change = {
+            "step": step,
+            "from_trial": exploit.donor,
+            "params": dict(exploit.params),
+            "before": dict(trial.params),
+        }
+        params = {**trial.params, **exploit.params}
+        self._book.update(exploit.taker, params=params, changes=(*trial.changes, change))
 
     def _on_end(self, number: int, end: End, seconds: float) -> None:
         trial = self._book.trials[number]
@@ -151,9 +156,14 @@ class Conductor(tune.Callback):
         self._book.update(number, step=step, seconds=trial.seconds + seconds)
         if end.status == "failed":
             self._fail(number, end.reason)
+            if end.wrong and end.reason.startswith("train.checkpoints.best.metric") and not self.is_over():
+                self.wrong_metric = end.reason.replace("train.checkpoints.best.metric", "--metric")
+                self._interrupt(self.wrong_metric)
         elif trial.status != "stopped":
             status = end.status
-            if status == "interrupted" and self._interrupted is None:
+            if end.step < 0:
+                status = "pending"  # it has not begun
+            elif status == "interrupted" and self._interrupted is None:
                 status = "paused"
             self._book.update(number, status=status, stop_reason=end.reason)
         self._book.save()
@@ -180,6 +190,10 @@ class _Stopper(tune.Stopper):
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
+
+    def __reduce__(self) -> Any:
+        """For the record that Tune (2.60) writes of itself at the end, which nobody reads."""
+        return NoopStopper, ()
 
     def stop_all(self) -> bool:
         return self._conductor.is_over() and not self._conductor._at_work

@@ -33,6 +33,7 @@ class Hub:
         self._stores: dict[int, Any] = {}  # of the trials that run
         self._states: dict[int, Mapping[str, Any]] = {}  # of those that do not, as their stores would give them
         self._reported: dict[int, int] = {}
+        self._begun: set[int] = set()  # and not ended
         self._interrupted: str | None = None
         self._news: list[Mapping[str, Any]] = []
         self._changed = asyncio.Condition()
@@ -44,6 +45,7 @@ class Hub:
 
     async def begin(self, trial: int) -> Greeting:
         """Trial `trial` is about to run in some process."""
+        self._begun.add(trial)
         return Greeting(self._reported.get(trial, -1), self._interrupted)
 
     async def here(self, trial: int, store: Any) -> None:
@@ -64,6 +66,8 @@ class Hub:
         """How it stands: whatever the driver is to know."""
         if "reported" in news:
             self._reported[trial] = news["reported"]
+        if "ended" in news:
+            self._begun.discard(trial)
         self._news.append({"trial": trial, **news})
         await self._wake()
 
@@ -84,7 +88,7 @@ class Hub:
     async def interrupt(self, reason: str) -> None:
         """All trials that run are to pause, and none is to begin."""
         self._interrupted = reason
-        for trial in self._stores:
+        for trial in self._begun:
             self._commands[trial].append(Command("pause", reason=reason, hurry=True))
         await self._wake()
 

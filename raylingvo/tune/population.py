@@ -5,7 +5,6 @@ The choice is here, without Ray; schedulers.py lets Tune have it.
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -80,13 +79,15 @@ def explored(space: Space, value: Any, rng: np.random.Generator) -> Any:
             return space.draw(rng) if resample else float(min(max(value * factor, low), high))
         case spaces.Normal():
             return space.draw(rng) if resample else float(value * factor)
+        case spaces.QUniform(_, _, q):
+            moved = max(abs(value * (factor - 1)), q) * (1 if up else -1)
+            return space.draw(rng) if resample else space.nearest(value + moved)
+        case spaces.RandInt(low, high):
+            moved = max(round(abs(value * (factor - 1))), 1) * (1 if up else -1)
+            return space.draw(rng) if resample else min(max(value + moved, low), high - 1)
         case _:
             values = space.values()
             if resample:
                 return values[int(rng.integers(len(values)))]
-            here = (
-                bisect.bisect_left(values, value)
-                if isinstance(space, spaces.QUniform | spaces.RandInt)
-                else values.index(value)
-            )
+            here = values.index(value)
             return values[min(max(here + (1 if up else -1), 0), len(values) - 1)]

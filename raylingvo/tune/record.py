@@ -41,7 +41,8 @@ class Trial:
     seconds: float = 0.0  # it has run
     error: str | None = None  # one line, of a failed one
     stop_reason: str | None = None
-    changes: tuple[Mapping[str, Any], ...] = ()  # population based training: {"step", "from_trial", "params"}
+    # Population based training: {"step", "from_trial", "params", "before": those that were}.
+    changes: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
@@ -64,13 +65,21 @@ class Trial:
         finite = [point for point in self.history if math.isfinite(point[1])]
         return {"min": min, "max": max}[mode](finite, key=lambda point: point[1], default=None)
 
+    def params_at(self, step: int) -> Mapping[str, Any]:
+        """The parameters with which it trained up to a step."""
+        later = next((change for change in self.changes if change["step"] >= step), None)
+        return self.params if later is None else later.get("before", self.params)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON value; what is not finite, which JSON cannot say, is null in the history."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields | {
             "params": _encode(self.params),
             "history": [[step, value if math.isfinite(value) else None] for step, value in self.history],
-            "changes": [{**change, "params": _encode(change["params"])} for change in self.changes],
+            "changes": [
+                {name: _encode(part) if isinstance(part, Mapping) else part for name, part in change.items()}
+                for change in self.changes
+            ],
         }
 
     @classmethod
@@ -82,7 +91,10 @@ class Trial:
             | {
                 "params": _decode(fields["params"]),
                 "history": tuple((int(s), math.nan if v is None else float(v)) for s, v in fields["history"]),
-                "changes": tuple({**change, "params": _decode(change["params"])} for change in fields["changes"]),
+                "changes": tuple(
+                    {name: _decode(part) if isinstance(part, Mapping) else part for name, part in change.items()}
+                    for change in fields["changes"]
+                ),
             }
         )
 

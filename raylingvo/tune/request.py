@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from raylingvo import config
+from raylingvo._config import text as config_text
 from raylingvo.config import FrozenDict
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Best, Experiment
@@ -23,6 +22,9 @@ Search = Literal["random", "grid", "optuna"]
 Mode = Literal["min", "max"]
 
 _FIRST_DECISION = 9  # a ninth of the steps: with a reduction of 3 there are decisions after 1/9 and 1/3 of them
+
+# What the sweep itself decides on.
+_FIXED = ("name.", "train.max_steps.", "train.checkpoints.", "resources.", "eval.", "decode.")
 # What population based training can change while a trial runs.
 _CHANGEABLE = ("learner.", "task.", "train.vn_", "train.ema_")
 
@@ -111,6 +113,8 @@ def make_request(
     _check_metric(experiment, metric)
     space = {}
     for key, given in params.items():
+        if f"{key}.".startswith(_FIXED):
+            raise RequestError(f"--param {key}: all trials have the same; see --set, --max-steps, --resources")
         parsed = given if isinstance(given, Space) else spaces.parse(key, given)
         space[key] = spaces.typed(experiment, key, parsed)
     grids = any(isinstance(one, spaces.Grid) for one in space.values())
@@ -133,7 +137,7 @@ def make_request(
         # A metric comes with a snapshot: decisions between two would be decisions without news.
         every = experiment.train.snapshots.every_steps
         grace = math.ceil(max(1, experiment.train.max_steps / _FIRST_DECISION) / every) * every
-    if grace > experiment.train.max_steps and options.scheduler != "fifo":
+    if grace > experiment.train.max_steps and options.scheduler in ("asha", "median", "pbt"):
         raise RequestError(
             f"--scheduler {options.scheduler}: the first decision would fall after {grace} steps, a trial has "
             f"{experiment.train.max_steps}; --set train.snapshots.every_steps=N gives earlier metrics, "
@@ -154,10 +158,10 @@ def make_request(
 def read_file(path: Path) -> dict[str, Any]:
     """A sweep file: keys `experiment`, `set`, `params`, `metric`, `mode` and those of Options. Raises RequestError."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = config_text.read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"--config {path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (RequestError, UnicodeDecodeError) as error:
         raise RequestError(f"--config {path}: is not YAML ({' '.join(str(error).split())})") from error
     known = ["experiment", "set", "params", "metric", "mode", *(field.name for field in dataclasses.fields(Options))]
     if not isinstance(value, dict):
@@ -167,6 +171,9 @@ def read_file(path: Path) -> dict[str, Any]:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             raise RequestError(f"--config {path}: no key {key!r}; {hint}")
+    for key in ("experiment", "metric", "mode"):
+        if not isinstance(value.get(key, ""), str):
+            raise RequestError(f"--config {path}: {key} must be a text (got {value[key]!r})")
     for key in ("set", "params", "resources"):
         if not isinstance(value.get(key, {}), dict):
             raise RequestError(f"--config {path}: {key} must have keys and values (got {value[key]!r})")
@@ -181,7 +188,10 @@ def make_options(given: Mapping[str, Any]) -> Options:
             values["resources"] = {key: str(value) for key, value in values["resources"].items()}
         return config.override(Options(), values)
     except RequestError as error:
-        raise RequestError(f"--{error}") from error
+        # `max_steps must be ..` is said of an option, `unknown key ..` is not.
+        name = str(error).partition(" ")[0].rstrip(":")
+        known = name in {field.name for field in dataclasses.fields(Options)}
+        raise RequestError(f"--{name.replace('_', '-')}{str(error)[len(name) :]}" if known else str(error)) from error
 
 
 def _check_metric(experiment: Experiment, metric: str) -> None:

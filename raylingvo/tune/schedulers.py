@@ -35,12 +35,19 @@ def make_scheduler(request: Request, exploit: Callable[[Exploit], bool]) -> Tria
         case "hyperband":
             return HyperBandScheduler(**common, max_t=most, reduction_factor=options.reduction_factor)
         case "median":
-            return MedianStoppingRule(**common, grace_period=request.grace_steps, min_samples_required=3)
+            return _MedianStoppingRule(**common, grace_period=request.grace_steps, min_samples_required=3)
         case "pbt":
             population = Population(request.space, mode=request.mode, interval=request.grace_steps, seed=options.seed)
             return PopulationScheduler(population, exploit)
         case _:
             return FIFOScheduler()
+
+
+class _MedianStoppingRule(MedianStoppingRule):
+    """Lets trials go on while there are few to compare with. Tune's would let them take turns, at a start for each."""
+
+    def _on_insufficient_samples(self, tune_controller: Any, trial: Trial, time: float) -> str:
+        return TrialScheduler.CONTINUE
 
 
 class PopulationScheduler(FIFOScheduler):

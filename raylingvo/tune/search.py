@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from ray.tune.search import Searcher
 
 from raylingvo.errors import RequestError
 from raylingvo.tune import spaces
 from raylingvo.tune.record import ENDED, Trial
 from raylingvo.tune.spaces import Space
-from raylingvo.tune.trainable import END, VALUE
+from raylingvo.tune.trainable import END, RAW, VALUE
 
 
 class Source(abc.ABC):
@@ -65,13 +67,20 @@ class Optuna(Source):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._distributions = {key: _distribution(optuna, key, one) for key, one in space.items()}
         self._optuna = optuna
-        sampler = optuna.samplers.TPESampler(seed=seed)
-        self._study = optuna.create_study(direction=f"{mode}imize", sampler=sampler)
+        self._space, self._seed = space, seed
+        self._study = optuna.create_study(direction=f"{mode}imize")
         self._asked: dict[int, Any] = {}
 
     def suggest(self, number: int) -> Mapping[str, Any]:
+        # A seed for each: a sampler that begins anew when the sweep goes on would say the same again.
+        (seed,) = np.random.SeedSequence([self._seed, number]).generate_state(1)
+        self._study.sampler = self._optuna.samplers.TPESampler(seed=int(seed))
         self._asked[number] = self._study.ask(self._distributions)
-        return dict(self._asked[number].params)
+        found = self._asked[number].params
+        return {
+            key: one.nearest(found[key]) if isinstance(one, spaces.QUniform) else found[key]
+            for key, one in self._space.items()
+        }
 
     def observe(self, number: int, params: Mapping[str, Any], value: float | None) -> None:
         state = self._optuna.trial.TrialState
@@ -112,15 +121,18 @@ class SweepSearch(Searcher):
         mode: str,
         samples: int,
         over: Callable[[], bool],
-        may_start: Callable[[], bool],
+        at_once: int | None,
     ):
-        """recorded: configs of trials from earlier starts. over: nothing more is to begin. may_start: now."""
+        """recorded: configs of trials from earlier starts. over: nothing more is to begin.
+
+        at_once: how many trials there may be that have not ended; None: as many as there is room for.
+        """
         super().__init__(metric=VALUE, mode=mode)
         self._source = source
         self._recorded = recorded
         self._samples = samples
         self._over = over
-        self._may_start = may_start
+        self._at_once = at_once
         self._configs: dict[str, Mapping[str, Any]] = {}
         self._best: dict[str, float] = {}
         self._count = 0
@@ -128,7 +140,7 @@ class SweepSearch(Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self._over() or self._count >= self._samples:
             return Searcher.FINISHED
-        if not self._may_start():
+        if self._at_once is not None and len(self._configs) >= self._at_once:
             return None
         number = self._count
         if number < len(self._recorded):
@@ -149,13 +161,15 @@ class SweepSearch(Searcher):
         if trial_id not in self._configs:
             return
         config = self._configs.pop(trial_id)
+        if END in config:
+            return  # of the record, from which the source has it
         self._note(trial_id, result or {})
         failed = error or (result or {}).get(END, [None])[0] == "failed"
         self._source.observe(config["trial"], config["params"], None if failed else self._best.get(trial_id))
 
     def _note(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        value = result.get(VALUE)
-        if value is not None and value == value:
+        value = result.get(RAW)
+        if value is not None and math.isfinite(value):
             best = max if self.mode == "max" else min
             self._best[trial_id] = best(value, self._best.get(trial_id, value))
 

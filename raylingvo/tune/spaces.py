@@ -128,6 +128,10 @@ class QUniform(Space):
     def _least(self) -> int:
         return math.ceil(_exact(self.low) / _exact(self.q))
 
+    def nearest(self, value: float) -> int | float:
+        """The value of the space next to `value`."""
+        return self._multiple(min(max(round(value / self.q) - self._least, 0), self.size - 1))
+
     def _multiple(self, index: int) -> int | float:
         multiple = (self._least + index) * _exact(self.q)
         return int(multiple) if isinstance(self.q, int) else float(multiple)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from raylingvo.monitor import text
@@ -26,8 +27,9 @@ def format_sweep(result: SweepResult) -> str:
         best = trial.best(sweep.mode)
         value = "no value" if best is None else f"{sweep.metric} {text.number(best[1])} @ {best[0]}"
         lines.append(f"  {rank}. trial {trial.number:04d}  {value}  {params}  ({trial.status} at step {trial.step})")
+    config = shlex.quote(str(result.logdir / "best" / "config.yaml"))
     if result.best is not None:
-        lines.append(f"  best     raylingvo run --config {result.logdir / 'best' / 'config.yaml'} --logdir DIR")
+        lines.append(f"  best     raylingvo run --config {config} --logdir DIR")
     lines.append(f"  report   {result.logdir / 'report.html'}")
     lines.append(f"  logdir   {result.logdir}")
     return "\n".join(lines)

@@ -12,26 +12,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import ray
 from ray import tune
+from ray.exceptions import RayTaskError
 
 from raylingvo import config
 from raylingvo.actors.cluster import Cluster, connected
 from raylingvo.actors.driver import Order
 from raylingvo.actors.logdir import hold
 from raylingvo.actors.run import noted_signals
-from raylingvo.actors.watched import check_watched, evaluated_names
 from raylingvo.data.dataset import FixedShapeDataset
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Experiment
 from raylingvo.monitor import text
-from raylingvo.training.state import Model, abstract_state
 from raylingvo.tune import record
 from raylingvo.tune.board import Board, open_board
 from raylingvo.tune.book import Book
 from raylingvo.tune.conductor import Conductor
 from raylingvo.tune.hub import Hub
+from raylingvo.tune.outlook import Outlook, look_ahead
 from raylingvo.tune.request import Request, make_options, make_request
 from raylingvo.tune.schedulers import PAUSING, make_scheduler
 from raylingvo.tune.search import Listed, Optuna, Source, SweepSearch, recorded_config
@@ -131,7 +130,6 @@ def sweep(
     directory = Path(logdir).absolute()
     for name in dict.fromkeys([experiment.train.dataset, *experiment.eval, *experiment.decode]):
         experiment.datasets[name].check()
-    request = _with_needed_roles(request)
     source = _source(request)
     _check(request, source)
     try:
@@ -144,10 +142,13 @@ def sweep(
         recorded = _recorded(book, source, total, retry_failed)
         if book.all_ended():
             return _ended(book.sweep() if book.status == "finished" else book.close(*book.outcome()), directory)
-        _say_what_is_ahead(request, book, recorded, total)
         places = {} if request.options.concurrency is None else {_PLACE: float(request.options.concurrency)}
         with connected(address, places) as cluster, noted_signals() as asked_to_stop, _tune_settings():
+            outlook = _look_ahead(request, source, directory, cluster)
             book.open()
+            _say_what_is_ahead(request, book, recorded, total, outlook.nbytes)
+            decode = {name: request.experiment.decode[name] for name in outlook.decoders}
+            request = dataclasses.replace(request, experiment=dataclasses.replace(request.experiment, decode=decode))
             conductor = Conductor(request, book, asked_to_stop)
             try:
                 _fit(request, directory, cluster, conductor, source, recorded, total)
@@ -155,6 +156,8 @@ def sweep(
                 book.close("failed", f"{type(error).__name__}: {error}")
                 raise
             ended = book.close(*conductor.ending())
+            if conductor.wrong_metric is not None:
+                raise RequestError(conductor.wrong_metric)
     return _ended(ended, directory)
 
 
@@ -190,62 +193,36 @@ def _recorded(book: Book, source: Source, total: int, retry_failed: bool) -> lis
 
 
 def _check(request: Request, source: Source) -> None:
-    """What one value alone cannot tell: whether a trial's fit together, and whether trials have the same weights."""
+    """What one value alone cannot tell: whether all those of a trial fit together."""
     if isinstance(source, Listed):
         for number, params in enumerate(source.params):
             try:
                 config.override(request.experiment, params)
             except RequestError as error:
                 raise RequestError(f"trial {number} of {source.size}: {error}") from error
-    if request.options.scheduler == "pbt":
-        _check_same_state(request, source)
 
 
-def _with_needed_roles(request: Request) -> Request:
-    """Trials have no Decoder, unless it is what gives the metric. Raises RequestError if nothing gives it."""
-    experiment, (dataset, _, name) = request.experiment, request.metric.partition("/")
-    decode = {dataset: experiment.decode[dataset]} if dataset in experiment.decode else {}
-    if dataset in experiment.eval:
-        task, reading = experiment.task, experiment.eval[dataset]
-        batches = experiment.datasets[dataset].eval_batches(experiment.reading_batch_size(reading))
-        names = evaluated_names(task, Model(task), batches.samples())
-        if name in names:
-            decode = {}
-        elif not decode:  # else that one checks it when it starts
-            try:
-                check_watched(experiment, dataset, lambda: names)
-            except RequestError as error:
-                raise RequestError(str(error).replace("train.checkpoints.best.metric", "--metric")) from error
-    return dataclasses.replace(request, experiment=dataclasses.replace(experiment, decode=decode))
+def _look_ahead(request: Request, source: Source, directory: Path, cluster: Cluster) -> Outlook:
+    """What the experiment's code tells. In a process of its own: in this one JAX would take the devices."""
+    order = Order.of_this_process("", request.experiment, directory, time.time(), cluster)
+    variants = [
+        {key: value}
+        for params in (source.params[:8] if isinstance(source, Listed) else [])
+        for key, value in params.items()
+    ]
+    shared = variants if request.options.scheduler == "pbt" else []
+    try:
+        return ray.get(ray.remote(look_ahead).options(num_cpus=0).remote(order, request.metric, shared))
+    except RayTaskError as error:
+        if isinstance(error.cause, RequestError):
+            raise error.cause from None
+        raise
 
 
-def _check_same_state(request: Request, source: Source) -> None:
-    """Trials that take each other's weights must have weights of the same shapes, and optimizers of the same slots."""
-    batches = _samples(request.experiment)
-    first = _shapes(request.experiment, batches)
-    assert isinstance(source, Listed)
-    for params in source.params[:8]:
-        for key, value in params.items():
-            if _shapes(config.override(request.experiment, {key: value}), batches) != first:
-                raise RequestError(
-                    f"--scheduler pbt: trials with {key}={value} have other weights; they cannot be taken over"
-                )
-
-
-def _samples(experiment: Experiment) -> list[Any]:
-    train = experiment.train
-    return list(experiment.datasets[train.dataset].train_batches(train.batch_size, train.seed).samples())
-
-
-def _shapes(experiment: Experiment, batches: Sequence[Any]) -> Any:
-    state = abstract_state(experiment, *batches)._replace(totals=None)
-    leaves, tree = jax.tree.flatten(state)
-    return [(leaf.shape, leaf.dtype) for leaf in leaves], tree
-
-
-def _say_what_is_ahead(request: Request, book: Book, recorded: Sequence[Mapping[str, Any]], total: int) -> None:
-    state = abstract_state(request.experiment, *_samples(request.experiment))
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+def _say_what_is_ahead(
+    request: Request, book: Book, recorded: Sequence[Mapping[str, Any]], total: int, size: int
+) -> None:
+    """size: bytes of a checkpoint."""
     most = 2 * total * size
     free = shutil.disk_usage(book.directory).free
     book.event(
@@ -256,7 +233,8 @@ def _say_what_is_ahead(request: Request, book: Book, recorded: Sequence[Mapping[
         book.event("there is not enough room on the disk for all checkpoints")
     ended = sum("end" in trial for trial in recorded)
     if recorded:
-        book.event(f"going on: {ended} trials have ended, {len(recorded) - ended} have begun")
+        of_it = f"{text.count(ended, 'trial')} of {len(recorded)} known"
+        book.event(f"going on: {of_it} {'has' if ended == 1 else 'have'} ended")
     every = request.experiment.train.snapshots.every_steps
     if request.options.scheduler != "fifo" and every * 3 > request.max_steps:
         book.event(
@@ -282,6 +260,7 @@ def _fit(
         cluster=cluster,
         hub=hub,
         metric=request.metric,
+        mode=request.mode,
         shares_states=request.options.scheduler == "pbt",
         runs_beside=_most_at_once(request) - 1,
         environment={
@@ -292,34 +271,32 @@ def _fit(
         data=[ray.put((data, data.open())) for data in _in_memory(experiment)],
     )
     trainable = tune.with_resources(tune.with_parameters(TrialActor, home=home), _resources(request, cluster))
-    limited = request.options.concurrency if request.options.scheduler not in PAUSING else None
+    # In a cluster of our own places are a resource; and where trials pause, more have begun than run.
+    limited = not cluster.own and request.options.scheduler not in PAUSING
     search = SweepSearch(
         source,
         recorded,
         mode=request.mode,
         samples=total,
         over=conductor.is_over,
-        may_start=lambda: limited is None or conductor.num_live < limited + 1,
+        at_once=request.options.concurrency if limited else None,
     )
     with tempfile.TemporaryDirectory(prefix="raylingvo-sweep-") as scratch:
-        tune.Tuner(
+        tune.run(  # and not a Tuner, which would write us all to a file
             trainable,
-            tune_config=tune.TuneConfig(
-                num_samples=total,
-                search_alg=search,
-                scheduler=make_scheduler(request, conductor.exploit),
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: f"{trial.config['trial']:04d}",
-            ),
-            run_config=tune.RunConfig(
-                name="sweep",
-                storage_path=scratch,
-                failure_config=tune.FailureConfig(max_failures=_MAX_DEATHS),
-                callbacks=[conductor],
-                stop=conductor.stopper,
-                verbose=0,
-            ),
-        ).fit()
+            name="sweep",
+            storage_path=scratch,
+            num_samples=total,
+            search_alg=search,
+            scheduler=make_scheduler(request, conductor.exploit),
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"{trial.config['trial']:04d}",
+            max_failures=_MAX_DEATHS,
+            callbacks=[conductor],
+            stop=conductor.stopper,
+            verbose=0,
+            raise_on_failed_trial=False,
+        )
         conductor.close()
 
 

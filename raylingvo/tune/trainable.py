@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 from ray import tune
@@ -10,12 +11,19 @@ from raylingvo.actors.workers import Workers
 from raylingvo.tune.trial_run import Home, TrialRun
 
 STEP = "step"  # of training, by which schedulers count
-VALUE = "value"  # of the metric
+RAW = "raw"  # value of the metric; nan before the first one
+VALUE = "value"  # the same, as schedulers can compare it
 END = "end"
 
 
+def result(step: int, value: float, mode: str) -> dict[str, Any]:
+    """What is told of an evaluation. To schedulers what is not finite is as bad as can be: they take no NaN for it."""
+    worst = -1e30 if mode == "max" else 1e30
+    return {STEP: step, RAW: value, VALUE: value if math.isfinite(value) else worst}
+
+
 class TrialActor(tune.Trainable):
-    """Reports each evaluation as a result {STEP, VALUE}; the last result is `done` and has END, the fields of `End`.
+    """Reports each evaluation as a `result`; the last result is `done` and has END, the fields of `End`.
 
     The config is {"trial": number, "params": {key: value}}. A trial of which all is known has besides "history",
     [(step, value), ...], and `end`: nothing is run, and the same is reported as when it was.
@@ -26,22 +34,24 @@ class TrialActor(tune.Trainable):
         self._base = self._home.order.take_place()
         self._workers = Workers(keep=True)
         self._run: TrialRun | None = None
-        self._begin(config)
+        self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._leave()
-        self._begin(new_config)
+        self._take(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         if self._past:
             step, value = self._past.pop(0)
-            return {STEP: step, VALUE: value}
-        if self._run is None:
+            return result(step, value, self._home.mode)
+        if self._end is not None:
             return {**self._last, "done": True, END: self._end}
+        if self._run is None:
+            self._run = TrialRun(self._home, self._base, self._workers, *self._trial)
         report = self._run.next()
         if report.value is not None:
-            self._last = {STEP: report.step, VALUE: report.value}
+            self._last = result(report.step, report.value, self._home.mode)
         if report.end is not None:
             return {**self._last, "done": True, END: list(report.end)}
         return self._last
@@ -59,14 +69,15 @@ class TrialActor(tune.Trainable):
         self._leave()
         self._workers.close()
 
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._last: dict[str, Any] = {}
+    def _take(self, config: dict[str, Any]) -> None:
+        """Its run does not begin before the first step: Tune may yet give the trial to another process."""
+        self._trial = config["trial"], config["params"]
+        self._last = result(0, math.nan, self._home.mode)
         self._end = config.get(END)
-        self._past = [tuple(point) for point in config.get("history", ())]
+        self._past: list[tuple[int, float]] = [(step, value) for step, value in config.get("history", ())]
         if self._past:
-            self._last = dict(zip((STEP, VALUE), self._past[-1], strict=True))
-        if self._end is None:
-            self._run = TrialRun(self._home, self._base, self._workers, config["trial"], config["params"])
+            step, value = self._past[-1]
+            self._last = result(step, value, self._home.mode)
 
     def _leave(self) -> None:
         """The trial is over here: its run has been told so, or has ended."""

@@ -15,7 +15,8 @@ from raylingvo.actors.calls import fetch
 from raylingvo.actors.cluster import Cluster
 from raylingvo.actors.driver import LOG, Order
 from raylingvo.actors.run import RunFailed, run
-from raylingvo.actors.within import Within
+from raylingvo.actors.trainer import ADOPTED
+from raylingvo.actors.within import Command, Within
 from raylingvo.actors.workers import Workers
 from raylingvo.errors import DiskError, RequestError
 from raylingvo.experiment import Experiment
@@ -36,6 +37,7 @@ class Home:
     cluster: Cluster
     hub: Any
     metric: str  # DATASET/NAME
+    mode: str
     shares_states: bool  # trials take each other's weights
     runs_beside: int  # how many trials run at once, less one
     environment: Mapping[str, str]  # of the roles
@@ -56,6 +58,7 @@ class End(NamedTuple):
     status: Literal["finished", "interrupted", "failed"]
     step: int
     reason: str
+    wrong: bool = False  # the request was, as far as this trial is concerned
 
 
 class TrialRun:
@@ -82,8 +85,6 @@ class TrialRun:
     def pause(self, reason: str) -> None:
         """Finishes the step, and waits until all is saved."""
         if self._thread.is_alive():
-            from raylingvo.actors.within import Command
-
             self._home.hub.command.remote(self.number, Command("pause", reason=reason))
         self.wait()
 
@@ -104,8 +105,7 @@ class TrialRun:
             self._log(failure.trace, str(failure))
             end = End("failed", failure.result["step"], str(failure))
         except RequestError as error:
-            what = "" if isinstance(error, DiskError) else "wrong request: "
-            end = End("failed", 0, f"{what}{error}")
+            end = End("failed", 0, str(error), wrong=not isinstance(error, DiskError))
         except BaseException as error:  # there is nobody above who would tell anybody
             end = End("failed", 0, f"{type(error).__name__}: {error}")
         hub.tell.remote(self.number, ended=tuple(end), seconds=time.monotonic() - started)
@@ -183,8 +183,9 @@ class _TrialView(View):
     def event(self, text: str) -> None:
         if self._log is not None:
             self._log.event(text)
-        if text.startswith("adopted "):
-            self._hub.tell.remote(self._trial.number, event=text)
+        if text.startswith(ADOPTED):
+            step = int(text.removeprefix(ADOPTED).split()[0])
+            self._hub.tell.remote(self._trial.number, adopted=step)
 
     def close(self) -> None:
         if self._log is not None:

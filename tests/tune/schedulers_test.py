@@ -175,7 +175,7 @@ def test_a_result_without_a_value_changes_nothing(name):
 def test_a_population_is_made_of_the_request(mode):
     asked: list[Exploit] = []
     made = scheduler("pbt", lambda exploit: asked.append(exploit) or True, mode=mode, grace_steps=5)
-    assert type(made) is PopulationScheduler
+    assert type(scheduler("pbt")) is PopulationScheduler
     trials = [FakeTrial(i, params={"learner.learning_rate": 0.5}) for i in range(2)]
     for trial in trials:
         made.on_trial_add(FakeController(*trials), trial)
@@ -212,7 +212,7 @@ class Group:
         population = Population({"rate": Uniform(0.1, 1.0)}, mode="max", interval=10, seed=0)
         self.asked: list[Exploit] = []
         self.scheduler = PopulationScheduler(population, lambda exploit: self.asked.append(exploit) or works)
-        self.trials = [cast(Any, FakeTrial(i, status, params={"rate": 0.5})) for i, status in enumerate(statuses)]
+        self.trials: list[Any] = [FakeTrial(i, status, params={"rate": 0.5}) for i, status in enumerate(statuses)]
         self.controller = FakeController(*self.trials)
         for trial in self.trials:
             self.scheduler.on_trial_add(self.controller, trial)

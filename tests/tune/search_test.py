@@ -97,30 +97,15 @@ class Asked(Source):
         self.told.append((number, dict(params), value))
 
 
-class Switches:
-    def __init__(self):
-        self.over = False
-        self.may_start = True
-
-
-def searching(source=None, recorded=(), *, mode="min", samples=4):
+def searching(source=None, recorded=(), *, mode="min", samples=4, over=lambda: False, at_once=None):
     source = Asked() if source is None else source
-    switches = Switches()
-    search = SweepSearch(
-        source,
-        recorded,
-        mode=mode,
-        samples=samples,
-        over=lambda: switches.over,
-        may_start=lambda: switches.may_start,
-    )
-    return source, switches, search
+    return source, SweepSearch(source, recorded, mode=mode, samples=samples, over=over, at_once=at_once)
 
 
 def test_trials_of_the_record_come_first_as_they_were():
     ended = {"trial": 0, "params": {"rate": 9.0}, "history": [[3, 1.0]], "end": ["finished", 3, ""]}
     begun = {"trial": 1, "params": {"rate": 8.0}}
-    source, _, search = searching(recorded=[ended, begun])
+    source, search = searching(recorded=[ended, begun])
     assert [search.suggest(f"id{i}") for i in range(5)] == [
         ended,
         begun,
@@ -134,7 +119,7 @@ def test_trials_of_the_record_come_first_as_they_were():
 def test_a_suggestion_belongs_to_tune():
     """Tune changes the configs that it gets."""
     recorded = {"trial": 0, "params": {"rate": 9.0}}
-    source, _, search = searching(recorded=[recorded])
+    source, search = searching(recorded=[recorded])
     for number in range(2):
         config = search.suggest(f"id{number}")
         config["trial"] = None
@@ -144,31 +129,40 @@ def test_a_suggestion_belongs_to_tune():
 
 
 def test_nothing_begins_after_the_end():
-    source, switches, search = searching()
+    over = []
+    source, search = searching(over=lambda: bool(over), at_once=1)
     assert search.suggest("a")["trial"] == 0
-    switches.over = True
-    switches.may_start = False
+    over.append("Ctrl-C")
     assert search.suggest("b") == Searcher.FINISHED
     assert source.suggested == [0]
 
 
 def test_a_trial_that_may_not_start_yet_is_asked_for_again():
-    source, switches, search = searching(samples=2)
-    switches.may_start = False
-    assert search.suggest("a") is None
-    switches.may_start = True
-    assert search.suggest("a")["trial"] == 0
+    source, search = searching()
     source.ready = False
-    assert search.suggest("b") is None
+    assert search.suggest("a") is None
     source.ready = True
-    assert search.suggest("b")["trial"] == 1
-    switches.may_start = False
-    assert search.suggest("c") == Searcher.FINISHED  # none is left: Tune need not ask again
+    assert search.suggest("a")["trial"] == 0
+
+
+def test_so_many_trials_are_under_way_and_no_more():
+    """A trial of the record, too, has to be told again before its place is free."""
+    source, search = searching(recorded=[{"trial": 0, "params": {}, "end": ["failed", 0, "x"]}], samples=4, at_once=2)
+    assert [search.suggest(trial) is None for trial in "abcc"] == [False, False, True, True]
+    search.on_trial_result("a", {"step": 3, "value": 1.0})
+    assert search.suggest("c") is None
+    search.on_trial_complete("a", {"value": 1.0})
+    assert search.suggest("c")["trial"] == 2
+    assert search.suggest("d") is None
+    search.on_trial_complete("b", error=True)
+    assert search.suggest("d")["trial"] == 3
+    assert search.suggest("e") == Searcher.FINISHED  # none is left: Tune need not ask again
+    assert source.suggested == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", -1.0), ("max", 5.0)])
 def test_the_source_hears_the_best_value(mode, best):
-    source, _, search = searching(mode=mode)
+    source, search = searching(mode=mode)
     for trial in "ab":
         search.suggest(trial)
     for value in (3.0, math.nan, best, 2.0):
@@ -182,7 +176,7 @@ def test_the_source_hears_the_best_value(mode, best):
 
 
 def test_the_last_result_counts_too():
-    source, _, search = searching()
+    source, search = searching()
     search.suggest("a")
     search.on_trial_complete("a", {"value": 2.0})
     assert source.told == [(0, {"rate": 0.0}, 2.0)]
@@ -200,7 +194,7 @@ def test_the_last_result_counts_too():
     ],
 )
 def test_the_source_hears_of_failures_and_of_trials_without_a_value(result, error):
-    source, _, search = searching()
+    source, search = searching()
     search.suggest("a")
     if error or (result or {}).get("end", [""])[0] == "failed":
         search.on_trial_result("a", {"step": 3, "value": 1.0})
@@ -211,7 +205,7 @@ def test_the_source_hears_of_failures_and_of_trials_without_a_value(result, erro
 @pytest.mark.parametrize(("mode", "bad"), [("min", -math.inf), ("max", math.inf)])
 def test_what_is_not_finite_is_no_best_value(mode, bad):
     """As in the record, from which a sweep that goes on tells its source."""
-    source, _, search = searching(mode=mode)
+    source, search = searching(mode=mode)
     search.suggest("a")
     search.on_trial_result("a", {"step": 1, "value": 1.0})
     search.on_trial_complete("a", {"step": 2, "value": bad})
@@ -220,7 +214,7 @@ def test_what_is_not_finite_is_no_best_value(mode, bad):
 
 
 def test_a_trial_that_tune_made_otherwise_is_none_of_ours():
-    source, _, search = searching()
+    source, search = searching()
     search.on_trial_complete("z", {"value": 1.0})
     search.suggest("a")
     for _ in range(2):
@@ -229,7 +223,7 @@ def test_a_trial_that_tune_made_otherwise_is_none_of_ours():
 
 
 def test_the_record_is_all_that_is_saved(tmp_path):
-    _, _, search = searching()
+    _, search = searching()
     search.save(str(tmp_path / "state"))
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(NotImplementedError):
@@ -238,7 +232,7 @@ def test_the_record_is_all_that_is_saved(tmp_path):
 
 def test_what_tune_is_told_of_the_metric():
     for mode in ("min", "max"):
-        _, _, search = searching(mode=mode)
+        _, search = searching(mode=mode)
         assert (search.metric, search.mode) == ("value", mode)
 
 
@@ -280,7 +274,6 @@ ALL = {
     "rate": LogUniform(1e-4, 1e-1),
     "drop": Uniform(-1.0, 0.5),
     "whole": QUniform(3, 9, 2),
-    "part": QUniform(0.1, 0.9, 0.1),
     "depth": RandInt(3, 6),
     "norm": Choice(("layer", None, True, 2)),
     "size": Grid((8, 2)),
@@ -326,7 +319,18 @@ def test_optuna_suggests_values_of_the_spaces(optuna):
         else:
             assert {(type(value), value) for value in found} <= {(type(value), value) for value in space.values()}
             assert len(set(found)) > 1
-    assert sum(one["rate"] < 1e-2 for one in params) > 8  # of a loguniform space of three decades two
+
+
+def test_optuna_suggests_logarithms_that_are_equally_likely(optuna):
+    rates = [one["rate"] for one in suggested(Optuna({"rate": LogUniform(1e-8, 1.0)}, mode="max", seed=1), 10)]
+    assert sum(rate < 1e-3 for rate in rates) > 2
+
+
+def test_optuna_suggests_the_multiples_that_are_written(optuna):
+    """0.3, not 3 * 0.1."""
+    space = QUniform(0.1, 0.9, 0.1)
+    source = Optuna({"rate": space}, mode="min", seed=1)
+    assert {one["rate"] for one in suggested(source, 25)} <= set(space.values())
 
 
 def test_optuna_is_seeded(optuna):
@@ -368,12 +372,19 @@ def test_optuna_is_asked_for_as_many_as_there_are_to_be(optuna):
     assert Optuna(ALL, mode="min", seed=0).size is None
 
 
+def test_optuna_learns_of_trials_of_an_earlier_start(optuna):
+    params = suggested(Optuna(ALL, mode="min", seed=1), 2)
+    source = Optuna(ALL, mode="min", seed=1)
+    for number, one in enumerate(params):
+        source.observe(number, one, one["rate"])
+    assert [(trial.params, trial.value) for trial in source._study.trials] == [(one, one["rate"]) for one in params]
+
+
 def test_a_sweep_that_goes_on_with_optuna_tries_something_new(optuna):
     first = suggested(Optuna(ALL, mode="min", seed=1), 3)
     again = Optuna(ALL, mode="min", seed=1)
     for number, params in enumerate(first):
         again.observe(number, params, params["rate"])
-    assert len(again._study.trials) == 3
     rates = [one["rate"] for one in suggested(again, 3, first=3)]
     assert not set(rates) & {one["rate"] for one in first}
 
@@ -388,7 +399,7 @@ def test_optuna_hears_of_a_recorded_trial_once(optuna):
     source = Optuna(ALL, mode="min", seed=1)
     book = types.SimpleNamespace(trials=trials, request=types.SimpleNamespace(mode="min"))
     recorded = sweep._recorded(book, source, 4, False)  # type: ignore[arg-type]
-    _, _, search = searching(source, recorded)
+    _, search = searching(source, recorded)
     for config in recorded:
         name = f"id{config['trial']}"
         assert search.suggest(name) == config
