@@ -175,13 +175,6 @@ def test_a_file_that_is_not_yaml_is_refused_in_one_line(command: Command, here: 
     assert ended.err.startswith("raylingvo: --config sweep.yaml: is not YAML (")
 
 
-def test_an_unknown_metric_names_those_that_there_are(command: Command, here: Path) -> None:
-    ended = command(*SWEEP, *RATE, "--mode", "max", "--metric", "test/acuracy", "--set", "decode={}")
-    assert ended == refusal(
-        "--metric: the evaluation has no metric 'acuracy' (got 'test/acuracy'); did you mean accuracy?"
-    )
-
-
 def test_without_optuna_the_command_says_how_to_get_it(
     command: Command, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

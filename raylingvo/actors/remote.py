@@ -170,7 +170,7 @@ class TrainerActor:
             if self._trainer is not None:
                 self._trainer.scale_rate(factor)
 
-    def adopt(self, newest: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    def adopt(self, newest: Mapping[str, Any], params: Mapping[str, Any], decided: float) -> None:
         """Goes on with another run's train state, see Trainer.adopt.
 
         newest: what the `newest_state` of that run's store gave. Raises RayError if it is lost.
@@ -179,7 +179,7 @@ class TrainerActor:
 
         snapshots = _fetch_state(newest)
         with self._requests:
-            self._adoption = Adoption(snapshots, params)
+            self._adoption = Adoption(snapshots, params, decided)
             if self._trainer is not None:
                 self._trainer.adopt(self._adoption)
 

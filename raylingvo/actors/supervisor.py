@@ -319,7 +319,7 @@ class Supervisor:
         command: Command | None = fetch(ref)
         if command is not None and command.do == "adopt" and self._trainer is not None:
             # What is commanded next waits for it: a run that is to pause is to have the state before.
-            adopted = self._trainer.leader.adopt.remote(command.state, command.params)
+            adopted = self._trainer.leader.adopt.remote(command.state, command.params, command.decided)
             self._watch(adopted, self._on_adopted)
             return
         if command is not None and command.do != "adopt":

@@ -43,6 +43,7 @@ class Adoption(NamedTuple):
 
     snapshots: list[Snapshot]  # what each host of the other run gave
     params: Mapping[str, Any]  # dotted key of the experiment -> value
+    decided: float  # Unix seconds
 
 
 class Publisher(Protocol):
@@ -270,8 +271,8 @@ class Trainer:
         )
         jax.block_until_ready(self._state)
         values = ", ".join(f"{key}={value}" for key, value in adoption.params.items())
-        took = time.monotonic() - start
-        self._happened(f"{ADOPTED}{self._step} in {took:.3f} s: {values}")
+        took, after = time.monotonic() - start, time.time() - adoption.decided
+        self._happened(f"{ADOPTED}{self._step} in {took:.3f} s, {after:.3f} s after the decision: {values}")
 
     def _set(self, params: dict[str, Any]) -> bool:
         """Sets other values in the experiment; whether the train step is another one with them."""

@@ -25,6 +25,7 @@ class Command(NamedTuple):
     hurry: bool = False  # to pause: no process is to be left for another run
     state: Mapping[str, Any] = FrozenDict()  # to adopt: what the `newest_state` of the other run's store gave
     params: Mapping[str, Any] = FrozenDict()  # dotted key of the experiment -> value, from then on
+    decided: float = 0.0  # Unix seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ class Conductor(tune.Callback):
 
     def exploit(self, exploit: Exploit) -> bool:
         """Lets a trial have the weights of another; whether they are there."""
-        if not fetch(self._hub.exploit.remote(exploit.taker, exploit.donor, exploit.params)):
+        if not fetch(self._hub.exploit.remote(exploit.taker, exploit.donor, exploit.params, time.time())):
             return False
         self._exploits.setdefault(exploit.taker, deque()).append(exploit)
         return True

@@ -92,14 +92,14 @@ class Hub:
             self._commands[trial].append(Command("pause", reason=reason, hurry=True))
         await self._wake()
 
-    async def exploit(self, trial: int, donor: int, params: Mapping[str, Any]) -> bool:
+    async def exploit(self, trial: int, donor: int, params: Mapping[str, Any], decided: float) -> bool:
         """Trial `trial` is to go on with the newest train state of `donor`; whether there is one."""
         state = self._states.get(donor)
         if donor in self._stores:
             state = await _newest_state(self._stores[donor])
         if state is None:
             return False
-        await self.command(trial, Command("adopt", state=state, params=params))
+        await self.command(trial, Command("adopt", state=state, params=params, decided=decided))
         return True
 
     async def news(self, seen: int) -> list[Mapping[str, Any]]:

@@ -350,9 +350,10 @@ def test_keys_of_grids_keep_their_order(tmp_path):
         book_of(tmp_path, request(other))
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "run.json"])
-def test_the_logdir_of_a_run_is_refused(tmp_path, name):
-    (tmp_path / name).write_text("{}")
+@pytest.mark.parametrize("names", [["run.json"], ["run.json", "config.yaml"]])
+def test_the_logdir_of_a_run_is_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text("{}")
     with pytest.raises(RequestError) as caught:
         book_of(tmp_path)
     assert str(caught.value) == f"--logdir {tmp_path} is the logdir of a run, not of a sweep"
@@ -388,7 +389,9 @@ def test_a_sweep_that_dies_while_it_begins_can_be_started_again(tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         opened(tmp_path)
     monkeypatch.undo()
-    assert opened(tmp_path).trials == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert opened(tmp_path, request(max_steps=9)).trials == {}
+    assert read_experiment(tmp_path) == request(max_steps=9).base
 
 
 def test_the_record_of_an_older_version_says_what_it_lacks(tmp_path):

@@ -73,7 +73,8 @@ def test_the_ranking(mode, order):
         trial(7, 0.5, status="failed", error="x"),
     ]
     assert [t.number for t in ranked(sweep(*trials, mode=mode))] == order
-    assert best_trial(sweep(*trials, mode=mode)).number == order[0]
+    best = best_trial(sweep(*trials, mode=mode))
+    assert best is not None and best.number == order[0]
 
 
 def test_there_may_be_no_best():
@@ -94,9 +95,11 @@ trials = st.builds(
     seconds=st.floats(0, 1e9),
     error=st.none() | st.text(),
     stop_reason=st.none() | st.text(),
-    changes=st.lists(st.fixed_dictionaries({"step": st.integers(), "from_trial": st.integers(), "params": params})).map(
-        tuple
-    ),
+    changes=st.lists(
+        st.fixed_dictionaries(
+            {"step": st.integers(), "from_trial": st.integers(), "params": params}, optional={"before": params}
+        )
+    ).map(tuple),
 )
 
 
@@ -110,6 +113,37 @@ def test_json_keeps_everything_but_which_value_was_not_finite(trials):
         return dataclasses.replace(trial, history=history)
 
     assert same(again, dataclasses.replace(written, trials=tuple(map(plain, trials))))
+
+
+def changed():
+    """Trained with a rate of 0.1 up to step 10, of 0.2 up to step 30, of infinity since."""
+    rates = [0.1, 0.2, INF]
+    changes = [
+        {"step": step, "from_trial": 3, "params": {"learner.lr": after}, "before": {"learner.lr": before, "norm": "a"}}
+        for step, before, after in zip([10, 30], rates[:-1], rates[1:], strict=True)
+    ]
+    return trial(0, 3.0, 2.0, 1.0, 1.5, params={"learner.lr": INF, "norm": "a"}, changes=tuple(changes))
+
+
+def test_the_parameters_of_a_step_are_those_it_was_trained_with():
+    rates = [changed().params_at(step)["learner.lr"] for step in (0, 9, 10, 11, 30, 31, 1000)]
+    assert rates == [0.1, 0.1, 0.1, 0.2, 0.2, INF, INF]
+    assert changed().params_at(5) == {"learner.lr": 0.1, "norm": "a"}
+    plain = trial(0, 1.0)
+    assert plain.params_at(0) == plain.params_at(10) == plain.params
+
+
+def test_changes_that_do_not_say_what_was_before_have_the_last_parameters():
+    """Those of an older version's record."""
+    old = [{name: part for name, part in change.items() if name != "before"} for change in changed().changes]
+    assert dataclasses.replace(changed(), changes=tuple(old)).params_at(5) == changed().params
+
+
+def test_what_was_before_a_change_is_written(tmp_path):
+    write(sweep(changed()), tmp_path)
+    (again,) = read(tmp_path).trials
+    assert again == changed()
+    assert [change["before"]["learner.lr"] for change in again.changes] == [0.1, 0.2]
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -151,7 +185,8 @@ def test_the_frame_has_the_leaderboards_rows():
     assert list(shown.columns) == columns(sweep(trial(0)))
     assert list(shown["trial"]) == [1, 0, 2]
     assert list(shown["rank"]) == [1, 2, 3]
-    assert shown["test/loss"].tolist()[:2] == [1.0, 3.0] and math.isnan(shown["test/loss"][2])
+    losses = shown["test/loss"].tolist()
+    assert losses[:2] == [1.0, 3.0] and math.isnan(losses[2])
     assert list(shown["params/model.norm"]) == ["b", "a", "a"]
     assert list(frame(sweep()).columns) == columns(sweep())
     assert rows(sweep()) == []

@@ -91,7 +91,7 @@ def test_options_of_texts_and_of_values_are_the_same():
         ({"scheduler": "ashaa"}, "--scheduler: expected one of fifo, asha, hyperband, median, pbt (got 'ashaa')"),
         ({"samples": "few"}, "--samples: expected an int or null (got 'few')"),
         ({"samples": 0}, "--samples must be >= 1 (got 0)"),
-        ({"samles": 3}, "--unknown key samles (got 3); did you mean samples (an int or null)?"),
+        ({"samles": 3}, "unknown key samles (got 3); did you mean samples (an int or null)?"),
     ],
 )
 def test_options_that_are_refused_in_a_line(given, message):
@@ -148,6 +148,25 @@ def test_a_metric_is_of_what_is_evaluated_or_decoded():
 def test_a_wrong_space_is_named(key, space, message):
     with pytest.raises(RequestError, match=f"^{message}"):
         request({key: space})
+
+
+@pytest.mark.parametrize(
+    ("key", "space"),
+    [
+        ("name", "choice(a, b)"),
+        ("train.max_steps", "randint(3, 9)"),
+        ("train.checkpoints.keep_last", "randint(1, 3)"),
+        ("train.checkpoints.every_steps", "choice(5, 7)"),
+        ("resources.hosts", "choice(1, 2)"),
+        ("resources.trainer.num_cpus", "uniform(0, 1)"),
+        ("eval.test.batch_size", "randint(3, 9)"),
+        ("decode.test.batch_size", "randint(3, 9)"),
+    ],
+)
+def test_what_all_trials_have_alike_is_no_parameter(key, space):
+    assert refused({RATE: "uniform(0.1, 1)", key: space}) == (
+        f"--param {key}: all trials have the same; see --set, --max-steps, --resources"
+    )
 
 
 def test_wrong_resources_are_named():
@@ -331,13 +350,16 @@ def test_a_file_has_what_the_command_line_has(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"params: [1\n", "is not YAML (while parsing a flow sequence"),
+        (b"params: [1\n", "is not YAML (not valid YAML: line 2: expected ',' or ']'"),
         (b"mode: \xff\n", "is not YAML ('utf-8' codec can't decode byte 0xff"),
         (b"", f"expected keys and values ({KEYS})"),
         (b"- min\n", f"expected keys and values ({KEYS})"),
         (b"metrc: test/loss\n", "no key 'metrc'; did you mean metric?"),
         (b"zzz: 1\n", f"no key 'zzz'; there are {KEYS}"),
-        (b"1: 2\n", "no key 1; there are "),
+        (b"1: 2\n", "is not YAML (not valid YAML: line 1: a key must be a string (got 1); quote it)"),
+        (b"experiment: [a]\n", "experiment must be a text (got ['a'])"),
+        (b"metric: 1\n", "metric must be a text (got 1)"),
+        (b"mode: {a: 1}\n", "mode must be a text (got {'a': 1})"),
         (b"set: 3\n", "set must have keys and values (got 3)"),
         (b"params: uniform(0, 1)\n", "params must have keys and values (got 'uniform(0, 1)')"),
         (b"resources: [1]\n", "resources must have keys and values (got [1])"),

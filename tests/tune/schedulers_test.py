@@ -18,8 +18,9 @@ from ray.tune.schedulers import (
 
 from raylingvo.tune.population import Exploit, Population
 from raylingvo.tune.request import Options, make_request
-from raylingvo.tune.schedulers import PAUSING, PopulationScheduler, make_scheduler
+from raylingvo.tune.schedulers import PAUSING, PopulationScheduler, _MedianStoppingRule, make_scheduler
 from raylingvo.tune.spaces import Uniform
+from raylingvo.tune.trainable import result
 
 CONTINUE, PAUSE, STOP = TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP
 
@@ -62,13 +63,13 @@ def scheduler(name, exploit=no_exploit, **fields) -> Any:
     return make_scheduler(request(scheduler=name, **fields), exploit)
 
 
-def decisions(scheduler, values, *, step):
+def decisions(scheduler, values, *, step, mode="min"):
     """Of new trials of these values, told one after the other, all at this step."""
     trials = [FakeTrial(i) for i in range(len(values))]
     for trial in trials:
         scheduler.on_trial_add(FakeController(*trials), trial)
     return [
-        scheduler.on_trial_result(FakeController(*trials), trial, {"step": step, "value": value})
+        scheduler.on_trial_result(FakeController(*trials), trial, result(step, value, mode))
         for trial, value in zip(trials, values, strict=True)
     ]
 
@@ -86,10 +87,10 @@ def test_asha_judges_at_rungs(mode):
     made = scheduler("asha", mode=mode, grace_steps=3)
     assert type(made) is AsyncHyperBandScheduler
     worse = [float(i) if mode == "min" else -float(i) for i in range(6)]
-    assert decisions(made, worse, step=2) == [CONTINUE] * 6
-    assert decisions(scheduler("asha", mode=mode, grace_steps=3), worse, step=3) == [CONTINUE, *[STOP] * 5]
+    assert decisions(made, worse, step=2, mode=mode) == [CONTINUE] * 6
+    assert decisions(scheduler("asha", mode=mode, grace_steps=3), worse, step=3, mode=mode) == [CONTINUE, *[STOP] * 5]
     better = worse[::-1]
-    assert decisions(scheduler("asha", mode=mode, grace_steps=3), better, step=3) == [CONTINUE] * 6
+    assert decisions(scheduler("asha", mode=mode, grace_steps=3), better, step=3, mode=mode) == [CONTINUE] * 6
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_the_rungs_of_asha(max_steps, grace, factor, rungs):
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_asha_stops_what_has_diverged(mode):
     values = [1.0, 2.0, 3.0, 4.0, math.nan]
-    assert decisions(scheduler("asha", mode=mode, grace_steps=3), values, step=3)[-1] == STOP
+    assert decisions(scheduler("asha", mode=mode, grace_steps=3), values, step=3, mode=mode)[-1] == STOP
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
@@ -135,15 +136,28 @@ def test_hyperband_has_the_steps_and_the_reduction(mode):
 def test_the_median_of_three_stops_the_worse(mode, value):
     sign = 1 if mode == "min" else -1
     values = [sign * 1.0, sign * 2.0, sign * 3.0, sign * value]
-    assert type(scheduler("median")) is MedianStoppingRule
+    assert type(scheduler("median")) is _MedianStoppingRule
+    assert isinstance(scheduler("median"), MedianStoppingRule)
     early = scheduler("median", mode=mode, grace_steps=6)
-    assert decisions(early, values, step=5) == [CONTINUE] * 4
+    assert decisions(early, values, step=5, mode=mode) == [CONTINUE] * 4
     late = scheduler("median", mode=mode, grace_steps=6)
-    assert decisions(late, values, step=6) == [CONTINUE, CONTINUE, CONTINUE, STOP]
+    assert decisions(late, values, step=6, mode=mode) == [CONTINUE, CONTINUE, CONTINUE, STOP]
     better = scheduler("median", mode=mode, grace_steps=6)
-    assert decisions(better, [*values[:3], sign * 1.5], step=6) == [CONTINUE] * 4
+    assert decisions(better, [*values[:3], sign * 1.5], step=6, mode=mode) == [CONTINUE] * 4
     few = scheduler("median", mode=mode, grace_steps=6)
-    assert decisions(few, values[1:], step=6) == [CONTINUE] * 3
+    assert decisions(few, values[1:], step=6, mode=mode) == [CONTINUE] * 3
+
+
+def test_the_median_lets_trials_go_on_while_there_are_few():
+    """Tune's own rule would let them take turns, at a checkpoint and a start for each."""
+    made = scheduler("median", grace_steps=3)
+    trials = [FakeTrial(i) for i in range(2)] + [FakeTrial(2, Trial.PENDING)]
+    controller = FakeController(*trials)
+    for trial in trials:
+        made.on_trial_add(controller, trial)
+    for step in range(3, 27, 3):
+        told = [made.on_trial_result(controller, trials[i], result(step, float(i), "min")) for i in range(2)]
+        assert told == [CONTINUE] * 2
 
 
 @pytest.mark.parametrize("name", ["fifo", "asha", "median"])
@@ -218,8 +232,7 @@ class Group:
             self.scheduler.on_trial_add(self.controller, trial)
 
     def tell(self, number, step, value):
-        result = {"step": step, "value": value}
-        return self.scheduler.on_trial_result(self.controller, self.trials[number], result)
+        return self.scheduler.on_trial_result(self.controller, self.trials[number], result(step, value, "max"))
 
 
 def test_before_it_is_due_a_trial_goes_on_whoever_waits():

@@ -16,6 +16,7 @@ from raylingvo.tune import sweep
 from raylingvo.tune.record import Trial
 from raylingvo.tune.search import Listed, Optuna, Source, SweepSearch, recorded_config
 from raylingvo.tune.spaces import Choice, Grid, LogUniform, Normal, QUniform, RandInt, Uniform
+from raylingvo.tune.trainable import result
 
 MIXED = {
     "size": Grid((8, 2)),
@@ -123,7 +124,7 @@ def test_a_suggestion_belongs_to_tune():
     for number in range(2):
         config = search.suggest(f"id{number}")
         config["trial"] = None
-        search.on_trial_complete(f"id{number}", {"value": 1.0})
+        search.on_trial_complete(f"id{number}", result(3, 1.0, "min"))
     assert recorded["trial"] == 0
     assert [told[0] for told in source.told] == [0, 1]
 
@@ -149,9 +150,9 @@ def test_so_many_trials_are_under_way_and_no_more():
     """A trial of the record, too, has to be told again before its place is free."""
     source, search = searching(recorded=[{"trial": 0, "params": {}, "end": ["failed", 0, "x"]}], samples=4, at_once=2)
     assert [search.suggest(trial) is None for trial in "abcc"] == [False, False, True, True]
-    search.on_trial_result("a", {"step": 3, "value": 1.0})
+    search.on_trial_result("a", result(3, 1.0, "min"))
     assert search.suggest("c") is None
-    search.on_trial_complete("a", {"value": 1.0})
+    search.on_trial_complete("a", result(3, 1.0, "min"))
     assert search.suggest("c")["trial"] == 2
     assert search.suggest("d") is None
     search.on_trial_complete("b", error=True)
@@ -166,59 +167,61 @@ def test_the_source_hears_the_best_value(mode, best):
     for trial in "ab":
         search.suggest(trial)
     for value in (3.0, math.nan, best, 2.0):
-        search.on_trial_result("a", {"step": 1, "value": value})
-    search.on_trial_result("b", {"step": 1, "value": 4.0})
+        search.on_trial_result("a", result(1, value, mode))
+    search.on_trial_result("b", result(1, 4.0, mode))
     assert source.told == []
-    search.on_trial_complete("a", {"step": 9, "value": 2.0, "end": ["finished", 9, "max_steps"]})
+    search.on_trial_complete("a", {**result(9, 2.0, mode), "end": ["finished", 9, "max_steps"]})
     assert source.told == [(0, {"rate": 0.0}, best)]
-    search.on_trial_complete("b", {"step": 9, "value": 4.5, "end": ["stopped", 9, "asha"]})
+    search.on_trial_complete("b", {**result(9, 4.5, mode), "end": ["stopped", 9, "asha"]})
     assert source.told[1] == (1, {"rate": 1.0}, 4.0 if mode == "min" else 4.5)
 
 
 def test_the_last_result_counts_too():
     source, search = searching()
     search.suggest("a")
-    search.on_trial_complete("a", {"value": 2.0})
+    search.on_trial_complete("a", result(3, 2.0, "min"))
     assert source.told == [(0, {"rate": 0.0}, 2.0)]
 
 
 @pytest.mark.parametrize(
-    ("result", "error"),
+    ("last", "error"),
     [
-        ({"value": 1.0, "end": ["failed", 9, "RuntimeError: no"]}, False),
-        ({"value": 1.0}, True),
+        ({**result(9, 1.0, "min"), "end": ["failed", 9, "RuntimeError: no"]}, False),
+        (result(9, 1.0, "min"), True),
         (None, True),
         ({"end": ["finished", 9, ""]}, False),
-        ({"value": math.nan}, False),
+        (result(9, math.nan, "min"), False),
         (None, False),
     ],
 )
-def test_the_source_hears_of_failures_and_of_trials_without_a_value(result, error):
+def test_the_source_hears_of_failures_and_of_trials_without_a_value(last, error):
     source, search = searching()
     search.suggest("a")
-    if error or (result or {}).get("end", [""])[0] == "failed":
-        search.on_trial_result("a", {"step": 3, "value": 1.0})
-    search.on_trial_complete("a", result, error=error)
+    if error or (last or {}).get("end", [""])[0] == "failed":
+        search.on_trial_result("a", result(3, 1.0, "min"))
+    search.on_trial_complete("a", last, error=error)
     assert source.told == [(0, {"rate": 0.0}, None)]
 
 
-@pytest.mark.parametrize(("mode", "bad"), [("min", -math.inf), ("max", math.inf)])
+@pytest.mark.parametrize(("mode", "bad"), [("min", -math.inf), ("max", math.inf), ("min", math.nan), ("max", math.nan)])
 def test_what_is_not_finite_is_no_best_value(mode, bad):
     """As in the record, from which a sweep that goes on tells its source."""
     source, search = searching(mode=mode)
     search.suggest("a")
-    search.on_trial_result("a", {"step": 1, "value": 1.0})
-    search.on_trial_complete("a", {"step": 2, "value": bad})
+    search.on_trial_result("a", result(1, 1.0, mode))
+    search.on_trial_complete("a", result(2, bad, mode))
     assert source.told == [(0, {"rate": 0.0}, 1.0)]
+    # Schedulers do hear of it, as of the worst that there is.
+    assert result(2, bad, mode)["value"] == (1e30 if mode == "min" else -1e30)
     assert Trial(number=0, params={}, history=((1, 1.0), (2, bad))).best(mode) == (1, 1.0)
 
 
 def test_a_trial_that_tune_made_otherwise_is_none_of_ours():
     source, search = searching()
-    search.on_trial_complete("z", {"value": 1.0})
+    search.on_trial_complete("z", result(3, 1.0, "min"))
     search.suggest("a")
     for _ in range(2):
-        search.on_trial_complete("a", {"value": 1.0})
+        search.on_trial_complete("a", result(3, 1.0, "min"))
     assert len(source.told) == 1
 
 
@@ -404,6 +407,6 @@ def test_optuna_hears_of_a_recorded_trial_once(optuna):
         name = f"id{config['trial']}"
         assert search.suggest(name) == config
         ((step, value),) = config["history"]
-        search.on_trial_result(name, {"step": step, "value": value})
-        search.on_trial_complete(name, {"step": step, "value": value, "end": config["end"]})
+        search.on_trial_result(name, result(step, value, "min"))
+        search.on_trial_complete(name, {**result(step, value, "min"), "end": config["end"]})
     assert [trial.value for trial in source._study.trials] == [one["rate"] for one in params]
