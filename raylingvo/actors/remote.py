@@ -28,7 +28,7 @@ from raylingvo.actors.calls import PAYLOAD_SECONDS, POLL_SECONDS, fetch
 from raylingvo.actors.gang import Gang
 from raylingvo.actors.outbox import Announcement, Outbox, Snapshot, Version
 from raylingvo.actors.store_actor import HostActor, StoreActor
-from raylingvo.actors.within import Within
+from raylingvo.actors.within import Command, Within
 from raylingvo.actors.workers import Workers
 from raylingvo.data.paths import data_root
 
@@ -149,6 +149,7 @@ class TrainerActor:
                 trainer.scale_rate(self._rate_factor)
             if self._adoption is not None:
                 trainer.adopt(self._adoption)
+                self._adoption = None  # it keeps another run's memory
         result = trainer.run()
         if not result.pop("resumes"):  # else nothing will be evaluated, and the last step is on disk
             self._outbox.wait_handed_over(PAYLOAD_SECONDS)
@@ -170,18 +171,19 @@ class TrainerActor:
             if self._trainer is not None:
                 self._trainer.scale_rate(factor)
 
-    def adopt(self, newest: Mapping[str, Any], params: Mapping[str, Any], decided: float) -> None:
+    def adopt(self, command: Command) -> None:
         """Goes on with another run's train state, see Trainer.adopt.
 
-        newest: what the `newest_state` of that run's store gave. Raises RayError if it is lost.
+        Raises RayError if that state is lost.
         """
         from raylingvo.actors.trainer import Adoption
 
-        snapshots = _fetch_state(newest)
+        adoption = Adoption(_fetch_state(command.state), command)
         with self._requests:
-            self._adoption = Adoption(snapshots, params, decided)
-            if self._trainer is not None:
-                self._trainer.adopt(self._adoption)
+            if self._trainer is None:
+                self._adoption = adoption
+            else:
+                self._trainer.adopt(adoption)
 
     def snapshot(self, step: int) -> tuple[Any, Any, bool]:
         """(weights, rest or None, True), or (None, None, False) if the snapshot is not here any more.

@@ -139,10 +139,12 @@ class Supervisor:
         for role in self._roles.values():
             if role.actor is not None:
                 self._workers.release(role.actor, well=role.ended == "finished")
-        self._within.closing()
-        with contextlib.suppress(RayError):  # it may be what failed
-            fetch(self._store.shutdown.remote())
-        ray.kill(self._store)
+        try:
+            self._within.closing()
+        finally:
+            with contextlib.suppress(RayError):  # it may be what failed
+                fetch(self._store.shutdown.remote())
+            ray.kill(self._store)
 
     @property
     def survived(self) -> dict[str, Any]:
@@ -319,7 +321,7 @@ class Supervisor:
         command: Command | None = fetch(ref)
         if command is not None and command.do == "adopt" and self._trainer is not None:
             # What is commanded next waits for it: a run that is to pause is to have the state before.
-            adopted = self._trainer.leader.adopt.remote(command.state, command.params, command.decided)
+            adopted = self._trainer.leader.adopt.remote(command)
             self._watch(adopted, self._on_adopted)
             return
         if command is not None and command.do != "adopt":

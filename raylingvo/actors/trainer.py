@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +14,7 @@ import numpy as np
 from raylingvo import config
 from raylingvo.actors.outbox import Announcement, Outbox, Snapshot
 from raylingvo.actors.reporter import Reporter, StepClock
+from raylingvo.actors.within import ADOPTED, Command
 from raylingvo.data.pipeline import TrainInput
 from raylingvo.errors import RequestError, TrainingFailed
 from raylingvo.experiment import Experiment
@@ -35,15 +36,11 @@ from raylingvo.training.warm_start import warm_started
 _POSITION = {"input", "reports", "rollbacks", "skipped_updates"}
 
 
-ADOPTED = "adopted another run's state after step "  # the beginning of what is said of it
-
-
 class Adoption(NamedTuple):
     """The train state of another run, and settings to go on with."""
 
     snapshots: list[Snapshot]  # what each host of the other run gave
-    params: Mapping[str, Any]  # dotted key of the experiment -> value
-    decided: float  # Unix seconds
+    command: Command
 
 
 class Publisher(Protocol):
@@ -258,7 +255,8 @@ class Trainer:
         other, *_ = self._published_state(adoption.snapshots)
         if previous is not None:
             jax.block_until_ready(previous.nonfinite_in_a_row)  # the state that is given up is still in use
-        if self._set(dict(adoption.params)):
+        command = adoption.command
+        if self._set(dict(command.params)):
             self._program = TrainProgram(self._experiment, self._layout, self._host)
             self._program.compile(self._state, self._samples)
         factor = 1.0 if self._rate_factor is None else self._rate_factor
@@ -270,9 +268,11 @@ class Trainer:
             nonfinite_in_a_row=self._layout.put(np.zeros((), np.int32)),
         )
         jax.block_until_ready(self._state)
-        values = ", ".join(f"{key}={value}" for key, value in adoption.params.items())
-        took, after = time.monotonic() - start, time.time() - adoption.decided
-        self._happened(f"{ADOPTED}{self._step} in {took:.3f} s, {after:.3f} s after the decision: {values}")
+        values = ", ".join(f"{key}={value}" for key, value in command.params.items())
+        took, after = time.monotonic() - start, time.time() - command.decided
+        self._happened(
+            f"{ADOPTED}{self._step} ({command.label}) in {took:.3f} s, {after:.3f} s after the decision: {values}"
+        )
 
     def _set(self, params: dict[str, Any]) -> bool:
         """Sets other values in the experiment; whether the train step is another one with them."""

@@ -12,6 +12,9 @@ from raylingvo.actors.cluster import Cluster
 from raylingvo.actors.workers import Workers
 from raylingvo.config import FrozenDict
 
+# The beginning of the event by which a run tells that it has adopted another's state; the step, and the label follow.
+ADOPTED = "adopted another run's state after step "
+
 
 class Command(NamedTuple):
     """What a run is to do.
@@ -26,6 +29,7 @@ class Command(NamedTuple):
     state: Mapping[str, Any] = FrozenDict()  # to adopt: what the `newest_state` of the other run's store gave
     params: Mapping[str, Any] = FrozenDict()  # dotted key of the experiment -> value, from then on
     decided: float = 0.0  # Unix seconds
+    label: str = ""  # said with the event that tells of it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -146,10 +146,14 @@ class Book:
                 self.directory / BEST, config.dump(config.override(self.request.base, best.params_at(found[0])))
             )
 
-    def close(self, status: SweepStatus, reason: str) -> Sweep:
-        """The sweep has ended for now: writes all, and draws it."""
+    def note(self, status: SweepStatus, reason: str) -> None:
+        """The sweep has ended for now, not as it should."""
         self.status, self.stop_reason, self._ended = status, reason, time.time()
         self.save()
+
+    def close(self, status: SweepStatus, reason: str) -> Sweep:
+        """The sweep has ended for now: writes all, and draws it."""
+        self.note(status, reason)
         sweep = self.sweep()
         self._board.update(sweep, self._running)
         report.write(sweep, self.directory)

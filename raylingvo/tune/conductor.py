@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.tune.experiment import Trial
 from ray.tune.stopper import NoopStopper
 
@@ -35,7 +34,7 @@ class Conductor(tune.Callback):
         self._asked_to_stop = asked_to_stop
         self._interrupted: str | None = None
         self._too_many: str | None = None
-        self._exploits: dict[int, deque[Exploit]] = {}  # on their way, by taker
+        self._exploits: dict[str, Exploit] = {}  # those that were commanded, by label
         self.wrong_metric: str | None = None  # what a role has against the metric that is asked for
         self._at_work: set[int] = set()  # whose run has begun, and not told that it has ended
         self._num_news = 0
@@ -52,10 +51,15 @@ class Conductor(tune.Callback):
 
     def exploit(self, exploit: Exploit) -> bool:
         """Lets a trial have the weights of another; whether they are there."""
-        if not fetch(self._hub.exploit.remote(exploit.taker, exploit.donor, exploit.params, time.time())):
+        label = str(len(self._exploits))
+        command = Command("adopt", params=exploit.params, decided=time.time(), label=label)
+        try:
+            there = fetch(self._hub.exploit.remote(exploit.taker, exploit.donor, command))
+        except GetTimeoutError:  # of a store that has died, say
             return False
-        self._exploits.setdefault(exploit.taker, deque()).append(exploit)
-        return True
+        if there:
+            self._exploits[label] = exploit
+        return there
 
     def ending(self) -> tuple[SweepStatus, str]:
         if self._too_many is not None:
@@ -133,7 +137,7 @@ class Conductor(tune.Callback):
         if "phase" in news:
             self._book.running(number, **news)
         if "adopted" in news:
-            self._on_adopted(self._exploits[number].popleft(), news["adopted"])
+            self._on_adopted(self._exploits[news["label"]], news["adopted"])
         if "ended" in news:
             self._at_work.discard(number)
             self._book.not_running(number)

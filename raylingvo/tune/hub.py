@@ -18,6 +18,7 @@ from raylingvo.actors.within import Command
 class Greeting(NamedTuple):
     """What a trial is told when it begins, or goes on."""
 
+    life: int  # how often the trial had begun before
     reported: int  # the last step whose metric it has reported to this sweep; -1 if none
     interrupted: str | None  # why the sweep does not want it to begin
 
@@ -28,14 +29,17 @@ class Hub:
     What leads to weights only travels as references inside lists.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reported: Mapping[int, int]) -> None:
+        """reported: steps up to which trials need not report again what an earlier sweep has heard."""
         self._commands: defaultdict[int, deque[Command]] = defaultdict(deque)
         self._stores: dict[int, Any] = {}  # of the trials that run
         self._states: dict[int, Mapping[str, Any]] = {}  # of those that do not, as their stores would give them
-        self._reported: dict[int, int] = {}
+        self._reported = dict(reported)
+        self._lives: defaultdict[int, int] = defaultdict(int)
         self._begun: set[int] = set()  # and not ended
         self._interrupted: str | None = None
-        self._news: list[Mapping[str, Any]] = []
+        self._news: deque[Mapping[str, Any]] = deque()
+        self._num_heard = 0  # news that the driver has, and that are forgotten
         self._changed = asyncio.Condition()
 
     def __repr__(self) -> str:
@@ -46,7 +50,10 @@ class Hub:
     async def begin(self, trial: int) -> Greeting:
         """Trial `trial` is about to run in some process."""
         self._begun.add(trial)
-        return Greeting(self._reported.get(trial, -1), self._interrupted)
+        self._lives[trial] += 1
+        self._commands[trial].clear()  # they were for the life before
+        await self._wake()
+        return Greeting(self._lives[trial], self._reported.get(trial, -1), self._interrupted)
 
     async def here(self, trial: int, store: Any) -> None:
         """Its SnapshotStore, which others may take weights from while it runs."""
@@ -68,16 +75,17 @@ class Hub:
             self._reported[trial] = news["reported"]
         if "ended" in news:
             self._begun.discard(trial)
-        self._news.append({"trial": trial, **news})
-        await self._wake()
+        if news.keys() != {"reported"}:
+            self._news.append({"trial": trial, **news})
+            await self._wake()
 
-    async def next(self, trial: int) -> Command | None:
-        """Long poll: the next command for it, or None if there was none for a while."""
+    async def next(self, trial: int, life: int) -> Command | None:
+        """Long poll: the next command for it, or None if there was none for a while, or it has begun again since."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(POLL_SECONDS), self._changed:
-                await self._changed.wait_for(lambda: self._commands[trial])
+                await self._changed.wait_for(lambda: self._commands[trial] or self._lives[trial] != life)
         queue = self._commands[trial]
-        return queue.popleft() if queue else None
+        return queue.popleft() if queue and self._lives[trial] == life else None
 
     # -- for the driver ------------------------------------------------------------------------------------------------
 
@@ -92,22 +100,25 @@ class Hub:
             self._commands[trial].append(Command("pause", reason=reason, hurry=True))
         await self._wake()
 
-    async def exploit(self, trial: int, donor: int, params: Mapping[str, Any], decided: float) -> bool:
+    async def exploit(self, trial: int, donor: int, command: Command) -> bool:
         """Trial `trial` is to go on with the newest train state of `donor`; whether there is one."""
         state = self._states.get(donor)
         if donor in self._stores:
             state = await _newest_state(self._stores[donor])
         if state is None:
             return False
-        await self.command(trial, Command("adopt", state=state, params=params, decided=decided))
+        await self.command(trial, command._replace(state=state))
         return True
 
     async def news(self, seen: int) -> list[Mapping[str, Any]]:
-        """Long poll: what trials have told, after the first `seen`."""
+        """Long poll: what trials have told, after the first `seen`, which are forgotten."""
+        while self._num_heard < seen:
+            self._news.popleft()
+            self._num_heard += 1
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(POLL_SECONDS), self._changed:
-                await self._changed.wait_for(lambda: len(self._news) > seen)
-        return self._news[seen:]
+                await self._changed.wait_for(lambda: self._news)
+        return list(self._news)
 
     async def _wake(self) -> None:
         async with self._changed:

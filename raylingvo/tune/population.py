@@ -39,9 +39,12 @@ class Population:
         self._scores: dict[int, float] = {}
         self._judged: dict[int, int] = {}  # at which step
 
-    def add(self, trial: int, params: Mapping[str, Any]) -> None:
+    def add(self, trial: int, params: Mapping[str, Any], *, step: int = 0, value: float = math.nan) -> None:
+        """step, value: how a trial of an earlier start stood when it was judged last."""
         self._params.setdefault(trial, params)
-        self._judged.setdefault(trial, 0)
+        self._judged.setdefault(trial, step)
+        if math.isfinite(value):
+            self._scores.setdefault(trial, self._sign * value)
 
     def is_due(self, trial: int, step: int) -> bool:
         """Whether the interval of a trial is over at this step."""

@@ -23,6 +23,7 @@ Mode = Literal["min", "max"]
 
 _FIRST_DECISION = 9  # a ninth of the steps: with a reduction of 3 there are decisions after 1/9 and 1/3 of them
 
+_USED_BY = {"grace_steps": ("asha", "median", "pbt"), "reduction_factor": ("asha", "hyperband")}
 # What the sweep itself decides on.
 _FIXED = ("name.", "train.max_steps.", "train.checkpoints.", "resources.", "eval.", "decode.")
 # What population based training can change while a trial runs.
@@ -43,7 +44,7 @@ class Options:
     seed: int = 0
     max_steps: int | None = None  # None: the experiment's
     grace_steps: int | None = None
-    reduction_factor: int = 3  # of asha and hyperband: one in so many goes on
+    reduction_factor: int | None = None  # of asha and hyperband: one in so many goes on; None: 3
     concurrency: int | None = None  # how many trials run at once; None: as many as there is room for
     max_failures: int | None = None  # more failed trials than this end the sweep; None: none does
     resources: Mapping[str, str] = FrozenDict()  # of each trial: key below `resources.` -> value, as for --set
@@ -82,6 +83,10 @@ class Request:
     def max_steps(self) -> int:
         return self.experiment.train.max_steps
 
+    @property
+    def reduction_factor(self) -> int:
+        return self.options.reduction_factor or 3
+
     def to_json(self) -> dict[str, Any]:
         """What identifies the sweep, and how it runs."""
         return {
@@ -91,6 +96,7 @@ class Request:
             "mode": self.mode,
             **{field.name: getattr(self.options, field.name) for field in dataclasses.fields(Options)},
             "samples": self.samples,
+            "reduction_factor": self.reduction_factor,
             "grace_steps": self.grace_steps,
             "max_steps": self.max_steps,
             "resources": dict(self.options.resources),
@@ -121,6 +127,12 @@ def make_request(
     samples = (1 if grids or options.search == "grid" else 10) if options.samples is None else options.samples
     if options.search == "grid" and samples != 1:
         raise RequestError(f"--search grid has each combination once, and no --samples (got {samples})")
+    for name, users in _USED_BY.items():
+        if getattr(options, name) is not None and options.scheduler not in users:
+            option = name.replace("_", "-")
+            raise RequestError(
+                f"--{option} means nothing to --scheduler {options.scheduler}; it is of {', '.join(users)}"
+            )
     if options.scheduler == "pbt":
         _check_population(experiment, space, options)
     base = experiment

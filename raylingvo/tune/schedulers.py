@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -14,30 +15,40 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
+from raylingvo.tune import record
 from raylingvo.tune.population import Exploit, Population
 from raylingvo.tune.request import Request
-from raylingvo.tune.trainable import STEP, VALUE
+from raylingvo.tune.trainable import END, STEP, VALUE
 
 # Whether it lets trials pause: then more trials may have begun than run.
 PAUSING = ("hyperband", "pbt")
 
 
-def make_scheduler(request: Request, exploit: Callable[[Exploit], bool]) -> TrialScheduler:
-    """The scheduler of a request. exploit: does what population based training has decided, if it can be done."""
+def make_scheduler(
+    request: Request, exploit: Callable[[Exploit], bool], known: Iterable[record.Trial] = ()
+) -> TrialScheduler:
+    """The scheduler of a request.
+
+    exploit: does what population based training has decided, if it can be done. known: trials of earlier starts, which
+    it goes on with as they are; other schedulers hear again what they reported.
+    """
     common: dict[str, Any] = {"metric": VALUE, "mode": request.mode, "time_attr": STEP}
     options, most = request.options, request.max_steps
     match options.scheduler:
         case "asha":
             # Trials end by themselves after max_steps: to the scheduler the last rung is one of those that all reach.
             return AsyncHyperBandScheduler(
-                **common, max_t=most + 1, grace_period=request.grace_steps, reduction_factor=options.reduction_factor
+                **common, max_t=most + 1, grace_period=request.grace_steps, reduction_factor=request.reduction_factor
             )
         case "hyperband":
-            return HyperBandScheduler(**common, max_t=most, reduction_factor=options.reduction_factor)
+            return HyperBandScheduler(**common, max_t=most, reduction_factor=request.reduction_factor)
         case "median":
             return _MedianStoppingRule(**common, grace_period=request.grace_steps, min_samples_required=3)
         case "pbt":
             population = Population(request.space, mode=request.mode, interval=request.grace_steps, seed=options.seed)
+            for trial in known:
+                step, value = trial.last or (0, math.nan)
+                population.add(trial.number, trial.params, step=step, value=value)
             return PopulationScheduler(population, exploit)
         case _:
             return FIFOScheduler()
@@ -63,7 +74,7 @@ class PopulationScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         number, step = trial.config["trial"], result.get(STEP)
-        if step is None or not self._population.is_due(number, step):
+        if step is None or END in trial.config or not self._population.is_due(number, step):
             return TrialScheduler.CONTINUE
         exploit = self._population.judge(number, step, result[VALUE])
         if exploit is not None and self._exploit(exploit):

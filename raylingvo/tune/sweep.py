@@ -144,6 +144,11 @@ def sweep(
             return _ended(book.sweep() if book.status == "finished" else book.close(*book.outcome()), directory)
         places = {} if request.options.concurrency is None else {_PLACE: float(request.options.concurrency)}
         with connected(address, places) as cluster, noted_signals() as asked_to_stop, _tune_settings():
+            if request.options.concurrency is not None and not cluster.own and request.options.scheduler in PAUSING:
+                raise RequestError(
+                    f"--concurrency: in a cluster that others started, {request.options.scheduler} runs as many trials "
+                    "as there is room for; --resources says what each takes"
+                )
             outlook = _look_ahead(request, source, directory, cluster)
             book.open()
             _say_what_is_ahead(request, book, recorded, total, outlook.nbytes)
@@ -151,9 +156,10 @@ def sweep(
             request = dataclasses.replace(request, experiment=dataclasses.replace(request.experiment, decode=decode))
             conductor = Conductor(request, book, asked_to_stop)
             try:
-                _fit(request, directory, cluster, conductor, source, recorded, total)
+                _fit(request, book, cluster, conductor, source, recorded, total)
             except BaseException as error:
-                book.close("failed", f"{type(error).__name__}: {error}")
+                status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+                book.note(status, f"{type(error).__name__}: {error}")
                 raise
             ended = book.close(*conductor.ending())
             if conductor.wrong_metric is not None:
@@ -178,7 +184,9 @@ def _source(request: Request) -> Source:
 def _recorded(book: Book, source: Source, total: int, retry_failed: bool) -> list[dict[str, Any]]:
     """Configs of the trials that the folder has, and what the source is told of them."""
     configs = []
-    for number in range(min(len(book.trials), total)):
+    for number in range(total):
+        if number not in book.trials:
+            break
         trial = book.trials[number]
         if trial.status == "failed" and retry_failed:
             trial = book.update(number, status="pending", error=None)
@@ -245,16 +253,19 @@ def _say_what_is_ahead(
 
 def _fit(
     request: Request,
-    directory: Path,
+    book: Book,
     cluster: Cluster,
     conductor: Conductor,
     source: Source,
     recorded: Sequence[Mapping[str, Any]],
     total: int,
 ) -> None:
-    hub = ray.remote(Hub).options(num_cpus=0, max_concurrency=1000).remote()
+    # A population goes on as it is; to other schedulers what was reported is reported again.
+    known = list(book.trials.values()) if request.options.scheduler == "pbt" else []
+    reported = {trial.number: trial.last[0] for trial in known if trial.last is not None}
+    hub = ray.remote(Hub).options(num_cpus=0, max_concurrency=1000).remote(reported)
     conductor.open(hub)
-    experiment = request.experiment
+    experiment, directory = request.experiment, book.directory
     home = Home(
         order=Order.of_this_process("", experiment, directory, time.time(), cluster),
         cluster=cluster,
@@ -281,22 +292,24 @@ def _fit(
         over=conductor.is_over,
         at_once=request.options.concurrency if limited else None,
     )
-    with tempfile.TemporaryDirectory(prefix="raylingvo-sweep-") as scratch:
-        tune.run(  # and not a Tuner, which would write us all to a file
-            trainable,
-            name="sweep",
-            storage_path=scratch,
-            num_samples=total,
-            search_alg=search,
-            scheduler=make_scheduler(request, conductor.exploit),
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: f"{trial.config['trial']:04d}",
-            max_failures=_MAX_DEATHS,
-            callbacks=[conductor],
-            stop=conductor.stopper,
-            verbose=0,
-            raise_on_failed_trial=False,
-        )
+    try:
+        with tempfile.TemporaryDirectory(prefix="raylingvo-sweep-") as scratch:
+            tune.run(  # and not a Tuner, which would write us all to a file
+                trainable,
+                name="sweep",
+                storage_path=scratch,
+                num_samples=total,
+                search_alg=search,
+                scheduler=make_scheduler(request, conductor.exploit, known),
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: f"{trial.config['trial']:04d}",
+                max_failures=_MAX_DEATHS,
+                callbacks=[conductor],
+                stop=conductor.stopper,
+                verbose=0,
+                raise_on_failed_trial=False,
+            )
+    finally:
         conductor.close()
 
 

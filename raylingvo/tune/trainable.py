@@ -66,6 +66,7 @@ class TrialActor(tune.Trainable):
         """There is nothing but the trial's folder."""
 
     def cleanup(self) -> None:
+        """Tune needs this process no more."""
         self._leave()
         self._workers.close()
 

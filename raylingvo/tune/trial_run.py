@@ -6,17 +6,17 @@ import dataclasses
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO, cast
 
 from raylingvo import config
-from raylingvo.actors.calls import fetch
+from raylingvo.actors.calls import PAYLOAD_SECONDS, fetch
 from raylingvo.actors.cluster import Cluster
 from raylingvo.actors.driver import LOG, Order
 from raylingvo.actors.run import RunFailed, run
-from raylingvo.actors.trainer import ADOPTED
-from raylingvo.actors.within import Command, Within
+from raylingvo.actors.within import ADOPTED, Command, Within
 from raylingvo.actors.workers import Workers
 from raylingvo.errors import DiskError, RequestError
 from raylingvo.experiment import Experiment
@@ -25,6 +25,7 @@ from raylingvo.monitor.live_plain import PlainView
 from raylingvo.monitor.log_file import LogFile
 from raylingvo.monitor.status import Status
 from raylingvo.training import checkpoints
+from raylingvo.tune.hub import Greeting
 
 _TELL_SECONDS = 1.0  # how often a trial tells how far it is
 
@@ -94,25 +95,26 @@ class TrialRun:
 
     def _drive(self) -> None:
         started = time.monotonic()
-        hub, last = self._home.hub, Report(0, None)
+        hub = self._home.hub
         try:
             greeting = fetch(hub.begin.remote(self.number))
             if greeting.interrupted is not None:
                 end = End("interrupted", -1, greeting.interrupted)
             else:
-                end = self._run(greeting.reported)
+                end = self._run(greeting)
         except RunFailed as failure:
             self._log(failure.trace, str(failure))
             end = End("failed", failure.result["step"], str(failure))
         except RequestError as error:
             end = End("failed", 0, str(error), wrong=not isinstance(error, DiskError))
         except BaseException as error:  # there is nobody above who would tell anybody
+            self._log(traceback.format_exc())
             end = End("failed", 0, f"{type(error).__name__}: {error}")
         hub.tell.remote(self.number, ended=tuple(end), seconds=time.monotonic() - started)
-        self._reports.put(last._replace(step=end.step, end=end))
+        self._reports.put(Report(end.step, None, end))
 
-    def _run(self, reported: int) -> End:
-        home = self._home
+    def _run(self, greeting: Greeting) -> End:
+        home, reported = self._home, greeting.reported
         experiment = config.override(self._base, self._params)
         for step, value in checkpoints.read_scores(self.logdir, home.metric).items():
             if step > reported:
@@ -128,15 +130,21 @@ class TrialRun:
                 cluster=home.cluster,
                 begun=lambda: view.begin(self.logdir),
                 workers=self._workers,
-                commands=lambda: home.hub.next.remote(self.number),
+                commands=lambda: home.hub.next.remote(self.number, greeting.life),
                 runs_beside=home.runs_beside,
                 environment=home.environment,
                 data=home.data,
                 opened=lambda store: home.hub.here.remote(self.number, store),
-                closing=lambda: fetch(home.hub.leaves.remote(self.number, keep_state=home.shares_states)),
+                closing=self._leave,
             ),
         )
         return End(result["status"], result["step"], result["stop_reason"])
+
+    def _leave(self) -> None:
+        """Others may want the weights: the hub copies them before their owner ends."""
+        leaves = self._home.hub.leaves.remote(self.number, keep_state=self._home.shares_states)
+        if self._home.shares_states:
+            fetch(leaves, PAYLOAD_SECONDS)
 
     def _report(self, step: int, value: float) -> None:
         self._reports.put(Report(step, value))
@@ -184,8 +192,8 @@ class _TrialView(View):
         if self._log is not None:
             self._log.event(text)
         if text.startswith(ADOPTED):
-            step = int(text.removeprefix(ADOPTED).split()[0])
-            self._hub.tell.remote(self._trial.number, adopted=step)
+            step, label = text.removeprefix(ADOPTED).split()[:2]
+            self._hub.tell.remote(self._trial.number, adopted=int(step), label=label.strip("()"))
 
     def close(self) -> None:
         if self._log is not None:

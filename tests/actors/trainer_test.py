@@ -13,9 +13,11 @@ import pytest
 import sequence_task
 import toy
 
+import raylingvo as rl
 from raylingvo.actors import trainer as trainer_module
 from raylingvo.actors.outbox import Snapshot
-from raylingvo.actors.trainer import Trainer, TrainingFailed
+from raylingvo.actors.trainer import Adoption, Trainer, TrainingFailed
+from raylingvo.actors.within import ADOPTED, Command
 from raylingvo.data.pipeline import TrainInput
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Checkpoints, Snapshots, WarmStart
@@ -584,3 +586,80 @@ def test_the_rate_is_scaled_from_the_next_step_on_and_stays_so(tmp_path):
     assert float(outcome(EXPERIMENT, tmp_path)[0].learning_rate) == np.float32(0.05)
     rates = {record["step"]: record["learning_rate"] for record in read_metrics(tmp_path / "train")}
     assert rates == pytest.approx({4: 0.05, 8: 0.025, 10: 0.0375})
+
+
+def adopt_from(donor, rate):
+    """What lets a Trainer go on with the newest state of the run that `donor`, a Store, has heard of."""
+    _, snapshots = donor.newest_state()
+    command = Command("adopt", params={"learner.learning_rate": rate}, label="7")
+    return lambda trainer: trainer.adopt(Adoption(snapshots, command))
+
+
+@pytest.fixture(scope="module")
+def donor(tmp_path_factory):
+    """(its store, its logdir): a run of another seed and rate."""
+    store, logdir = Store(), tmp_path_factory.mktemp("donor")
+    train(rl.override(EXPERIMENT, {"train.seed": 5, "learner.learning_rate": 0.01}), logdir, store)
+    return store, logdir
+
+
+def test_another_runs_weights_and_optimizer_are_adopted_and_nothing_else(tmp_path, donor):
+    """At the end of a run that is to pause there is no step in between: the checkpoint has what was adopted."""
+    store, logdir = donor
+
+    def do(trainer):
+        interrupt(trainer)
+        take_step = trainer._program
+
+        def and_then(*args):  # when the last step is under way
+            adopt_from(store, 0.2)(trainer)
+            return take_step(*args)
+
+        trainer._program = and_then
+
+    train(EXPERIMENT, tmp_path, after=4, do=do)
+    other, _ = checkpoints.restore(logdir, 10, abstract_state(EXPERIMENT))
+    state, position = checkpoints.restore(tmp_path, 4, abstract_state(EXPERIMENT))
+    toy.assert_bit_equal(state.weights, other.weights)
+    toy.assert_bit_equal(state.opt_state, other.opt_state)
+    assert position["adopted"] == {"learner.learning_rate": 0.2}
+
+
+def test_a_run_that_has_adopted_resumes_to_the_bit(tmp_path, donor):
+    store, _ = donor
+    train(EXPERIMENT, tmp_path / "whole", after=3, do=adopt_from(store, 0.2))
+
+    def do(trainer):
+        adopt_from(store, 0.2)(trainer)
+
+    first = trainer_on(EXPERIMENT, tmp_path / "cut")
+    asked = []
+
+    class Input(TrainInput):
+        def __next__(self):
+            asked.append(1)
+            {3: do, 6: interrupt}.get(len(asked), lambda trainer: None)(first)
+            return super().__next__()
+
+    with mock.patch.object(trainer_module, "TrainInput", Input):
+        first.run()
+    assert any(event.startswith(f"{ADOPTED}2 (7) in") for event in events(first))
+    train(EXPERIMENT, tmp_path / "cut")
+    assert_same_outcome(EXPERIMENT, tmp_path / "cut", tmp_path / "whole")
+    rates = {record["step"]: record["learning_rate"] for record in read_metrics(tmp_path / "cut" / "train")}
+    assert rates[max(rates)] == pytest.approx(0.2)
+
+
+def test_other_settings_than_rates_are_adopted_with_a_step_of_their_own(tmp_path, donor):
+    """Without dropout both ways lead to the same: it was off from the start, or since it was adopted at once."""
+    store, _ = donor
+    _, snapshots = store.newest_state()
+
+    def adopt(params):
+        return lambda trainer: trainer.adopt(Adoption(snapshots, Command("adopt", params=params)))
+
+    off = rl.override(EXPERIMENT, {"task.dropout": 0.0})
+    train(EXPERIMENT, tmp_path / "changed", after=1, do=adopt({"task.dropout": 0.0}))
+    train(off, tmp_path / "off", after=1, do=adopt({}))
+    changed, off_state = outcome(EXPERIMENT, tmp_path / "changed")[0], outcome(off, tmp_path / "off")[0]
+    toy.assert_bit_equal(changed.weights, off_state.weights)
