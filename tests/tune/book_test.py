@@ -307,11 +307,8 @@ def test_how_it_runs_and_how_many_trials_it_has_may_differ(tmp_path, options):
         ({"mode": "max"}, ["mode: min -> max"]),
         ({"seed": 1}, ["seed: 0 -> 1"]),
         ({"scheduler": "asha", "reduction_factor": 2}, ["reduction_factor: 3 -> 2", "scheduler: fifo -> asha"]),
-        (
-            {"max_steps": 27, "grace_steps": 3},
-            ["max_steps: 12 -> 27", "train.max_steps: 12 -> 27"],
-        ),
-        ({"grace_steps": 6}, ["grace_steps: 3 -> 6"]),
+        ({"max_steps": 27}, ["max_steps: 12 -> 27", "train.max_steps: 12 -> 27"]),
+        ({"scheduler": "asha", "grace_steps": 6}, ["grace_steps: 3 -> 6", "scheduler: fifo -> asha"]),
         (
             {"params": {RATE: "uniform(0.1, 1)"}},
             [

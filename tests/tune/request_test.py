@@ -189,7 +189,13 @@ def test_the_first_decision_must_come_before_the_end():
     rare = toy.experiment(snapshots=Snapshots(every_steps=100))
     assert "median: the first decision would fall after 100 steps" in refused(scheduler="median", experiment=rare)
     assert request(scheduler="asha", grace_steps=12).grace_steps == 12
-    assert request(grace_steps=13).grace_steps == 13  # with fifo there are no decisions
+
+
+def test_an_option_that_means_nothing_is_refused():
+    assert refused(grace_steps=3) == "--grace-steps means nothing to --scheduler fifo; it is of asha, median, pbt"
+    assert refused(scheduler="median", reduction_factor=2) == (
+        "--reduction-factor means nothing to --scheduler median; it is of asha, hyperband"
+    )
 
 
 # -- population based training ----------------------------------------------------------------------------------------

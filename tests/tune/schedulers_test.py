@@ -164,7 +164,7 @@ def test_the_median_lets_trials_go_on_while_there_are_few():
 def test_trials_pause_for_those_schedulers_alone_that_are_said_to(name):
     """More trials begin than run only where trials pause; and a pause costs a checkpoint and a start."""
     assert name not in PAUSING
-    made = scheduler(name, grace_steps=6)
+    made = scheduler(name, **({} if name == "fifo" else {"grace_steps": 6}))
     trials = FakeTrial(0), FakeTrial(1, Trial.PENDING)
     for trial in trials:
         made.on_trial_add(FakeController(*trials), trial)
