@@ -224,6 +224,19 @@ def test_a_column_of_pickles_is_bytes(tmp_path, bomb, ending, monkeypatch):
     assert noted == []
 
 
+def test_a_sweep_forgets_the_types_that_are_unpickled():
+    """Its driver and its trials import Ray Tune, which brings them."""
+    script = (
+        "import pyarrow as pa, sys\n"
+        "from raylingvo.tune import sweep, trainable\n"
+        "assert 'ray.data' in sys.modules\n"
+        "try: pa.unregister_extension_type('ray.data.arrow_pickled_object')\n"
+        "except KeyError: print('forgotten')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "forgotten\n"
+
+
 def test_no_role_imports_the_types_that_are_unpickled():
     script = (
         "import sys\n"

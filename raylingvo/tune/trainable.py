@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any, cast
 
+import pyarrow as pa
 from ray import tune
 
 from raylingvo.actors.workers import Workers
 from raylingvo.tune.trial_run import Home, TrialRun
+
+# With Tune comes `ray.data`, and with that types of Arrow columns whose metadata are unpickled by whoever reads a file.
+for _name in ("pickled_object", "tensor", "tensor_v2", "variable_shaped_tensor"):
+    with contextlib.suppress(KeyError):  # Ray may not have it any more
+        pa.unregister_extension_type(f"ray.data.arrow_{_name}")
 
 STEP = "step"  # of training, by which schedulers count
 RAW = "raw"  # value of the metric; nan before the first one

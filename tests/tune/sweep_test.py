@@ -181,7 +181,9 @@ def test_after_ctrl_c_all_goes_on_where_it_was(
     cluster: None, tmp_path: Path, new_gate: Callable[[str], gates.Gate]
 ) -> None:
     gate, board = new_gate("gate"), Watcher()
-    exp = gated(experiment(), "train", gate, at_call=8)
+    # So many that they are not over when the trials hear of it, after the gate is open.
+    exp = experiment(max_steps=3000, report_every_steps=1000, snapshots=Snapshots(every_steps=1000))
+    exp = gated(exp, "train", gate, at_call=8)
 
     def interrupt() -> None:
         gate.wait()
@@ -199,7 +201,7 @@ def test_after_ctrl_c_all_goes_on_where_it_was(
     begun = [trial for trial in first.sweep.trials if trial.status != "pending"]
     assert [trial.status for trial in begun] == ["interrupted", "interrupted"]
     steps = [trial.step for trial in begun]
-    assert all(0 < step < 12 for step in steps)
+    assert all(step < 3000 for step in steps)
     _, alive = psutil.wait_procs(processes(kind="TrainerActor"), SECONDS)
     assert not alive
 
@@ -207,7 +209,11 @@ def test_after_ctrl_c_all_goes_on_where_it_was(
     last = sweep(tmp_path / "sweep", exp, board)
     assert [trial.status for trial in last.sweep.trials] == ["finished"] * 3
     for number, step in enumerate(steps):
-        assert f"training goes on from step {step}" in (logdir_of(last, number) / "control/driver.log").read_text()
+        # A trial may have been interrupted before its first step: data are read ahead.
+        assert (
+            not step
+            or f"training goes on from step {step}" in (logdir_of(last, number) / "control/driver.log").read_text()
+        )
     alone = config.load((logdir_of(last, 0) / "config.yaml").read_text(), Experiment)
     Running(alone, tmp_path / "alone").result()
     assert_same_end(alone, logdir_of(last, 0), tmp_path / "alone")
