@@ -129,12 +129,13 @@ def test_what_does_not_fit_the_store_waits_on_disk(tmp_path: Path, new_gate: Cal
     small = only_eval("every", snapshots=Snapshots(every_steps=10, max_count=2))
     Running(plain, tmp_path / "plain").result()
     running = Running(gated(small, "test", gate), tmp_path / "small")
-    running.view.wait_for(lambda status: status["trainer"]["state"] == "finished" and status["store"]["on_disk"] >= 2)
-    held = [status["store"]["held"] for status in running.view.statuses]
+    # A disk may be slower than the Trainer, which does not wait: what is too much moves out when it can. The Evaler
+    # works on the first, and the newest stays.
+    running.view.wait_for(lambda status: status["trainer"]["state"] == "finished" and status["store"]["on_disk"] == 4)
+    assert running.view.statuses[-1]["store"]["held"] == 2
     gate.open()
     running.result()
 
-    assert max(held) <= 3  # one more for a moment, while it moves
     losses = [[record["loss"] for record in read_metrics(tmp_path / name / "eval_test")] for name in ("plain", "small")]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 6
