@@ -320,7 +320,7 @@ class Supervisor:
         """Of one who knows more than this run does: see Command."""
         command: Command | None = fetch(ref)
         if command is not None and command.do == "adopt" and self._trainer is not None:
-            # What is commanded next waits for it: a run that is to pause is to have the state before.
+            # What is commanded next waits for it: a run that is to pause is to have the state before it does.
             adopted = self._trainer.leader.adopt.remote(command)
             self._watch(adopted, self._on_adopted)
             return

@@ -14,16 +14,18 @@ import numpy as np
 from raylingvo import config
 from raylingvo.actors.outbox import Announcement, Outbox, Snapshot
 from raylingvo.actors.reporter import Reporter, StepClock
-from raylingvo.actors.within import ADOPTED, Command
+from raylingvo.actors.within import Adopted, Command
 from raylingvo.data.pipeline import TrainInput
 from raylingvo.errors import RequestError, TrainingFailed
 from raylingvo.experiment import Experiment
 from raylingvo.metrics.means import to_means
+from raylingvo.monitor import exported
 from raylingvo.monitor.atomic import write_atomically
 from raylingvo.parallel.hosts import ALONE, Host, all_say, told_by_leader
 from raylingvo.parallel.layout import make_layout
 from raylingvo.training import checkpoints
 from raylingvo.training.average import exchanged
+from raylingvo.training.flops import device_peak
 from raylingvo.training.host_copy import HostCopier, Lease, encode, nbytes
 from raylingvo.training.host_state import HostState
 from raylingvo.training.pieces import Assembled
@@ -34,6 +36,8 @@ from raylingvo.training.warm_start import warm_started
 
 # What a state is saved with.
 _POSITION = {"input", "reports", "rollbacks", "skipped_updates"}
+# In place of the step of the last snapshot or checkpoint: what there is of this step has another state.
+_OUTDATED = -1
 
 
 class Adoption(NamedTuple):
@@ -81,12 +85,13 @@ class Trainer:
         # None: none was asked for since this Trainer was made; the state that it goes on from may have a scaled rate.
         self._rate_factor: float | None = None
         self._adoption: Adoption | None = None  # to be done between two steps
-        self._adopted: dict[str, Any] = {}  # settings that differ from the experiment's since another's state was taken
+        self._adopted: list[Adopted] | None = None  # in their order; None: not known yet
         self._copier = HostCopier()
         self.outbox = Outbox() if outbox is None else outbox
         self._clock = StepClock()
         self._phase, self._step, self._rollbacks = "starting", 0, 0
         self._metrics: dict[str, float] = {}  # of the last report
+        self._throughput: dict[str, float] = {}  # what is exported with it
         self._skipped_updates = 0
         self._events: list[str] = []
 
@@ -105,7 +110,8 @@ class Trainer:
     def adopt(self, adoption: Adoption) -> None:
         """Before the next step, takes weights, averages and optimizer from another run, and sets other values.
 
-        The same steps and batches follow. What is saved from then on knows the values. For one host.
+        The same steps and batches follow. What is saved from then on knows the values, and a checkpoint is due: a run
+        that is killed should not go on from weights that it had given up. For one host.
         """
         self._adoption = adoption
 
@@ -124,8 +130,15 @@ class Trainer:
             "skipped_updates": self._skipped_updates,
             "rollbacks": self._rollbacks,
             "first_step_time": self._clock.first_step_time,
+            "adopted": self._adopted,
             "events": (seen, self._events[seen:]),
         }
+
+    def exported(self) -> list[exported.Sample]:
+        """What Prometheus is told, again and again; nothing before training begins."""
+        if self._phase not in ("training", "stopping"):
+            return []
+        return exported.trainer_samples(self._settings.dataset, self.status(), self._metrics, self._throughput)
 
     def run(self) -> dict[str, Any]:
         """Trains until max_steps or `stop`.
@@ -202,12 +215,16 @@ class Trainer:
             self._input.restore(position["input"])
             reports = position["reports"]
             self._rollbacks, self._skipped_updates = position["rollbacks"], position["skipped_updates"]
-            self._set(position.get("adopted", {}))
+            adopted = position.get("adopted", [])
+            for adoption in adopted:
+                self._set(adoption["params"])
         else:
-            state = self._warm_started(state)
+            state, adopted = self._warm_started(state), []
+        self._adopted = adopted
         self._program = TrainProgram(self._experiment, self._layout, self._host)
         # Every shape before the clock starts: one that came later would be compiled within a lap.
         self._lowered = self._program.compile(state, self._samples)
+        self._peak_flops = device_peak()
         self._state = state
         self._step = int(state.step)
         # What the store or the disk does not have of this step is given to it at the end, if there is no further step.
@@ -268,16 +285,19 @@ class Trainer:
             nonfinite_in_a_row=self._layout.put(np.zeros((), np.int32)),
         )
         jax.block_until_ready(self._state)
+        known = Adopted(step=self._step, params=dict(command.params), origin=dict(command.origin))
+        self._adopted = [*(self._adopted or []), known]
+        self._last_snapshot = self._last_checkpoint = _OUTDATED
         values = ", ".join(f"{key}={value}" for key, value in command.params.items())
         took, after = time.monotonic() - start, time.time() - command.decided
         self._happened(
-            f"{ADOPTED}{self._step} ({command.label}) in {took:.3f} s, {after:.3f} s after the decision: {values}"
+            f"adopted another run's state after step {self._step} in {took:.3f} s, "
+            f"{after:.3f} s after the decision: {values}"
         )
 
     def _set(self, params: dict[str, Any]) -> bool:
         """Sets other values in the experiment; whether the train step is another one with them."""
         before = self._experiment
-        self._adopted |= params
         self._experiment = config.override(before, params)
         return step_settings(before) != step_settings(self._experiment)
 
@@ -334,6 +354,13 @@ class Trainer:
         totals = jax.device_get(self._state.totals)
         self._state = self._state._replace(totals=self._layout.put(jax.tree.map(np.zeros_like, totals)))
         self._metrics = to_means(totals) | self._clock.lap(self._step) | dict(self._input.facts)
+        self._throughput = exported.throughput(
+            steps=self._step - self._last_report,
+            steps_per_second=self._metrics.get("steps_per_second"),
+            tokens=float(totals["log_pplx"][1]) if "log_pplx" in totals else None,
+            flops=self._program.take_flops(),
+            peak=self._peak_flops,
+        )
         self._last_report = self._step
         if self._reporter is not None:
             self._reporter.report(self._step, self._metrics)
@@ -342,6 +369,8 @@ class Trainer:
         return self._step % self._settings.snapshots.every_steps == 0
 
     def _checkpoint_due(self, step: int) -> bool:
+        if self._last_checkpoint == _OUTDATED:
+            return True
         policy = self._settings.checkpoints
         every = policy.every_steps
         by_steps = every is not None and step // every > self._last_checkpoint // every

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import ray
 
 from raylingvo.actors.cluster import Cluster
 from raylingvo.actors.workers import Workers
 from raylingvo.config import FrozenDict
-
-# The beginning of the event by which a run tells that it has adopted another's state; the step, and the label follow.
-ADOPTED = "adopted another run's state after step "
 
 
 class Command(NamedTuple):
@@ -29,7 +26,15 @@ class Command(NamedTuple):
     state: Mapping[str, Any] = FrozenDict()  # to adopt: what the `newest_state` of the other run's store gave
     params: Mapping[str, Any] = FrozenDict()  # dotted key of the experiment -> value, from then on
     decided: float = 0.0  # Unix seconds
-    label: str = ""  # said with the event that tells of it
+    origin: Mapping[str, Any] = FrozenDict()  # to adopt: JSON values, kept with what the run knows of the adoption
+
+
+class Adopted(TypedDict):
+    """What a run knows, and saves with its state, of a train state of another run that it has gone on with."""
+
+    step: int  # after which
+    params: dict[str, Any]  # set from then on
+    origin: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 TrainerState = Literal["starting", "compiling", "training", "stopping", "finished", "failed"]
 ReaderState = Literal["starting", "waiting", "working", "finished", "failed"]
@@ -22,6 +22,8 @@ class TrainerStatus(TypedDict):
     rollbacks: int
     restarts: int
     preemptions: int
+    # Train states of other runs that it has gone on with, see actors/within.py; None: not known yet.
+    adopted: Sequence[Mapping[str, Any]] | None
 
 
 class ReaderStatus(TypedDict):

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from raylingvo.experiment import Checkpoints as CheckpointPolicy
 
 DIRECTORY = Path("train") / "checkpoints"
-# Behind the step, in the names of folders that are no checkpoints: being written, being deleted, found damaged.
-_UNFINISHED, _DELETING, _DAMAGED = ".unfinished", ".deleting", ".damaged"
+# Behind the step, in the names of folders that are no checkpoints: being written, being deleted, giving way to a newer
+# one of the same step, found damaged.
+_UNFINISHED, _DELETING, _REPLACED, _DAMAGED = ".unfinished", ".deleting", ".replaced", ".damaged"
 
 
 class DamagedCheckpoint(RequestError):
@@ -236,11 +237,17 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _move_into_place(unfinished: Path, path: Path) -> None:
-    """Gives a whole checkpoint its name, for good: also if the power fails. One that has the name goes."""
+    """Gives a whole checkpoint its name, for good: also if the power fails. One that has the name goes, but not before.
+
+    Of the two one is there at any time: see `clean`.
+    """
+    replaced = path.with_name(path.name + _REPLACED)
     if path.exists():
-        _delete(path)
+        path.rename(replaced)
     unfinished.rename(path)
     checksums.sync_folder(path.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
 
 
 def _delete(path: Path) -> None:
@@ -410,8 +417,12 @@ def refuse_damaged(logdir: Path, damaged: Mapping[int, str]) -> None:
 
 
 def clean(logdir: Path) -> None:
-    """Removes what a killed process left half-written or half-deleted."""
-    for pattern in (f"*{_UNFINISHED}*", f"*{_DELETING}"):
+    """Removes what a killed process left half-written, half-deleted or half-replaced."""
+    for replaced in (logdir / DIRECTORY).glob(f"*{_REPLACED}"):
+        if not (path := replaced.with_name(replaced.name.removesuffix(_REPLACED))).exists():
+            with naming(path):
+                replaced.rename(path)
+    for pattern in (f"*{_UNFINISHED}*", f"*{_DELETING}", f"*{_REPLACED}"):
         for path in (logdir / DIRECTORY).glob(pattern):
             logging.getLogger(__name__).info("removing unfinished %s", path)
             with naming(path):

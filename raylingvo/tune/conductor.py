@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -13,10 +13,10 @@ from ray.tune.experiment import Trial
 from ray.tune.stopper import NoopStopper
 
 from raylingvo.actors.calls import fetch
-from raylingvo.actors.within import Command
+from raylingvo.actors.within import Adopted, Command
 from raylingvo.monitor import text
 from raylingvo.tune.book import Book
-from raylingvo.tune.population import Exploit
+from raylingvo.tune.population import Exploit, Population
 from raylingvo.tune.record import SweepStatus
 from raylingvo.tune.request import Request
 from raylingvo.tune.trainable import END, RAW, STEP
@@ -34,34 +34,38 @@ class Conductor(tune.Callback):
         self._asked_to_stop = asked_to_stop
         self._interrupted: str | None = None
         self._too_many: str | None = None
-        self._exploits: dict[str, Exploit] = {}  # those that were commanded, by label
         self.wrong_metric: str | None = None  # what a role has against the metric that is asked for
         self._at_work: set[int] = set()  # whose run has begun, and not told that it has ended
+        self._left: set[int] = set()  # of those, the ones that Tune is done with: it would not tell if they died
         self._num_news = 0
         self._news: ray.ObjectRef | None = None
         self.stopper = _Stopper(self)
 
-    def open(self, hub: Any) -> None:
+    def open(self, hub: Any, population: Population | None = None) -> None:
+        """The trials that `hub` is for are about to run. population: of population based training."""
         self._hub = hub
+        self._population = population
         self._news = hub.news.remote(0)
 
     def is_over(self) -> bool:
         """Whether nothing more is to begin."""
         return self._interrupted is not None
 
+    def is_quiet(self) -> bool:
+        """Whether nothing more is to begin, and what has begun has ended."""
+        return self.is_over() and not self._at_work
+
     def exploit(self, exploit: Exploit) -> bool:
         """Lets a trial have the weights of another; whether they are there."""
-        label = str(len(self._exploits))
-        command = Command("adopt", params=exploit.params, decided=time.time(), label=label)
+        origin = {"from_trial": exploit.donor}
+        command = Command("adopt", params=exploit.params, decided=time.time(), origin=origin)
         try:
-            there = fetch(self._hub.exploit.remote(exploit.taker, exploit.donor, command))
+            return fetch(self._hub.exploit.remote(exploit.taker, exploit.donor, command))
         except GetTimeoutError:  # of a store that has died, say
             return False
-        if there:
-            self._exploits[label] = exploit
-        return there
 
     def ending(self) -> tuple[SweepStatus, str]:
+        """How the sweep has ended, and why. For the time after `close`."""
         if self._too_many is not None:
             return "failed", self._too_many
         if self._interrupted is not None and not self._book.all_ended():
@@ -76,6 +80,7 @@ class Conductor(tune.Callback):
             return  # only repeated for Tune
         self._book.add(number, trial.config["params"])
         self._at_work.add(number)
+        self._left.discard(number)
         self._book.update(number, status="running")
         self._book.save()
 
@@ -89,6 +94,7 @@ class Conductor(tune.Callback):
         number = trial.config["trial"]
         if END in trial.config or (trial.last_result or {}).get(END) is not None:
             return  # it has ended by itself
+        self._left.add(number)
         step = (trial.last_result or {}).get(STEP, 0)
         if step >= self._request.max_steps:
             return  # it ends by itself
@@ -137,22 +143,27 @@ class Conductor(tune.Callback):
         if "phase" in news:
             self._book.running(number, **news)
         if "adopted" in news:
-            self._on_adopted(self._exploits[news["label"]], news["adopted"])
+            self._on_adopted(number, news["adopted"])
+        if "lost" in news and number in self._left:
+            self._at_work.discard(number)
+            self._book.not_running(number)
+            self._book.event(f"trial {number}: its process died before its last evaluation")
         if "ended" in news:
             self._at_work.discard(number)
             self._book.not_running(number)
             self._on_end(number, End(*news["ended"]), news["seconds"])
 
-    def _on_adopted(self, exploit: Exploit, step: int) -> None:
-        trial = self._book.trials[exploit.taker]
-        change = {
-            "step": step,
-            "from_trial": exploit.donor,
-            "params": dict(exploit.params),
-            "before": dict(trial.params),
-        }
-        params = {**trial.params, **exploit.params}
-        self._book.update(exploit.taker, params=params, changes=(*trial.changes, change))
+    def _on_adopted(self, number: int, adopted: Sequence[Adopted]) -> None:
+        """All that a trial has taken from others, as it knows itself: it may have forgotten some when it was killed."""
+        trial = self._book.trials[number]
+        params = dict(trial.changes[0]["before"] if trial.changes else trial.params)
+        changes = []
+        for taken in adopted:
+            changes.append({"step": taken["step"], **taken["origin"], "params": taken["params"], "before": params})
+            params = {**params, **taken["params"]}
+        self._book.update(number, params=params, changes=tuple(changes))
+        if self._population is not None:
+            self._population.now(number, params)
 
     def _on_end(self, number: int, end: End, seconds: float) -> None:
         trial = self._book.trials[number]
@@ -200,7 +211,7 @@ class _Stopper(tune.Stopper):
         return NoopStopper, ()
 
     def stop_all(self) -> bool:
-        return self._conductor.is_over() and not self._conductor._at_work
+        return self._conductor.is_quiet()
 
 
 def _first_line(error: Exception | None) -> str:

@@ -14,6 +14,8 @@ from ray.exceptions import RayError
 from raylingvo.actors.calls import PAYLOAD_SECONDS, POLL_SECONDS, fetch
 from raylingvo.actors.within import Command
 
+_PRESENT_SECONDS = 1.0  # how often it is asked whether a process that waits between two steps is there
+
 
 class Greeting(NamedTuple):
     """What a trial is told when it begins, or goes on."""
@@ -24,7 +26,7 @@ class Greeting(NamedTuple):
 
 
 class Hub:
-    """Commands wait for their trial, also for one that is paused. Trials are known by their numbers.
+    """Commands are for the time until a trial ends or pauses. Trials are known by their numbers.
 
     What leads to weights only travels as references inside lists.
     """
@@ -41,17 +43,21 @@ class Hub:
         self._news: deque[Mapping[str, Any]] = deque()
         self._num_heard = 0  # news that the driver has, and that are forgotten
         self._changed = asyncio.Condition()
+        self._watches: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return "SweepHub"
 
     # -- for trials ----------------------------------------------------------------------------------------------------
 
-    async def begin(self, trial: int) -> Greeting:
-        """Trial `trial` is about to run in some process."""
+    async def begin(self, trial: int, actor: Any) -> Greeting:
+        """Trial `trial` is about to run in the process of a TrialActor, whose death will be told."""
         self._begun.add(trial)
         self._lives[trial] += 1
         self._commands[trial].clear()  # they were for the life before
+        watch = asyncio.create_task(self._watch(trial, self._lives[trial], actor))
+        self._watches.add(watch)  # asyncio itself keeps only weak references
+        watch.add_done_callback(self._watches.discard)
         await self._wake()
         return Greeting(self._lives[trial], self._reported.get(trial, -1), self._interrupted)
 
@@ -75,6 +81,7 @@ class Hub:
             self._reported[trial] = news["reported"]
         if "ended" in news:
             self._begun.discard(trial)
+            self._commands[trial].clear()  # they keep the weights of others
         if news.keys() != {"reported"}:
             self._news.append({"trial": trial, **news})
             await self._wake()
@@ -119,6 +126,18 @@ class Hub:
             async with asyncio.timeout(POLL_SECONDS), self._changed:
                 await self._changed.wait_for(lambda: self._news)
         return list(self._news)
+
+    async def _watch(self, trial: int, life: int, actor: Any) -> None:
+        """Tells when a process has died, as long as its trial is in it."""
+        while trial in self._begun and self._lives[trial] == life:
+            try:
+                await actor.present.remote()  # answered between two steps of the actor
+            except RayError:
+                if trial in self._begun and self._lives[trial] == life:
+                    self._begun.discard(trial)
+                    await self.tell(trial, lost=True)
+                return
+            await asyncio.sleep(_PRESENT_SECONDS)
 
     async def _wake(self) -> None:
         async with self._changed:

@@ -63,8 +63,12 @@ class Population:
             return None
         return Exploit(trial, donor, self._explored(self._params[donor]))
 
+    def now(self, trial: int, params: Mapping[str, Any]) -> None:
+        """What a trial trains with, as it has told."""
+        self._params[trial] = params
+
     def done(self, exploit: Exploit) -> None:
-        """The trial has what it was to take."""
+        """The trial will have what it was to take."""
         self._params[exploit.taker] = exploit.params
         self._scores[exploit.taker] = self._scores[exploit.donor]
 

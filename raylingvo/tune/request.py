@@ -23,7 +23,7 @@ Mode = Literal["min", "max"]
 
 _FIRST_DECISION = 9  # a ninth of the steps: with a reduction of 3 there are decisions after 1/9 and 1/3 of them
 
-_USED_BY = {"grace_steps": ("asha", "median", "pbt"), "reduction_factor": ("asha", "hyperband")}
+_USED_BY = {"grace_steps": ("asha", "hyperband", "median", "pbt"), "reduction_factor": ("asha", "hyperband")}
 # What the sweep itself decides on.
 _FIXED = ("name.", "train.max_steps.", "train.checkpoints.", "resources.", "eval.", "decode.")
 # What population based training can change while a trial runs.
@@ -35,7 +35,7 @@ class Options:
     """How the search goes; the command line's options of the same names, or the keys of a sweep file.
 
     samples: how many trials; of each combination of values if there is a grid. grace_steps: no trial is judged before,
-    and pbt judges each after so many steps. None: see `Request`.
+    pbt judges each after so many steps, and hyperband counts in them. None: see `Request`.
     """
 
     samples: int | None = None
@@ -81,10 +81,12 @@ class Request:
 
     @property
     def max_steps(self) -> int:
+        """The steps of a trial that nobody stops."""
         return self.experiment.train.max_steps
 
     @property
     def reduction_factor(self) -> int:
+        """Of asha and hyperband: one in so many trials goes on."""
         return self.options.reduction_factor or 3
 
     def to_json(self) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def make_request(
         # A metric comes with a snapshot: decisions between two would be decisions without news.
         every = experiment.train.snapshots.every_steps
         grace = math.ceil(max(1, experiment.train.max_steps / _FIRST_DECISION) / every) * every
-    if grace > experiment.train.max_steps and options.scheduler in ("asha", "median", "pbt"):
+    if grace > experiment.train.max_steps and options.scheduler != "fifo":
         raise RequestError(
             f"--scheduler {options.scheduler}: the first decision would fall after {grace} steps, a trial has "
             f"{experiment.train.max_steps}; --set train.snapshots.every_steps=N gives earlier metrics, "

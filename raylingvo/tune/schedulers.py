@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -41,7 +41,7 @@ def make_scheduler(
                 **common, max_t=most + 1, grace_period=request.grace_steps, reduction_factor=request.reduction_factor
             )
         case "hyperband":
-            return HyperBandScheduler(**common, max_t=most, reduction_factor=request.reduction_factor)
+            return _HyperBand(common, most, unit=request.grace_steps, reduction_factor=request.reduction_factor)
         case "median":
             return _MedianStoppingRule(**common, grace_period=request.grace_steps, min_samples_required=3)
         case "pbt":
@@ -52,6 +52,17 @@ def make_scheduler(
             return PopulationScheduler(population, exploit)
         case _:
             return FIFOScheduler()
+
+
+class _HyperBand(HyperBandScheduler):
+    """Counts in units of steps: the least that a trial gets. In single steps there would be brackets for one step."""
+
+    def __init__(self, common: Mapping[str, Any], max_steps: int, *, unit: int, reduction_factor: int):
+        super().__init__(**common, max_t=max_steps // unit, reduction_factor=reduction_factor)
+        self._unit = unit
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        return super().on_trial_result(tune_controller, trial, {**result, STEP: result[STEP] // self._unit})
 
 
 class _MedianStoppingRule(MedianStoppingRule):
@@ -66,19 +77,19 @@ class PopulationScheduler(FIFOScheduler):
 
     def __init__(self, population: Population, exploit: Callable[[Exploit], bool]):
         super().__init__()
-        self._population = population
+        self.population = population
         self._exploit = exploit
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        self._population.add(trial.config["trial"], trial.config["params"])
+        self.population.add(trial.config["trial"], trial.config["params"])
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         number, step = trial.config["trial"], result.get(STEP)
-        if step is None or END in trial.config or not self._population.is_due(number, step):
+        if step is None or END in trial.config or not self.population.is_due(number, step):
             return TrialScheduler.CONTINUE
-        exploit = self._population.judge(number, step, result[VALUE])
+        exploit = self.population.judge(number, step, result[VALUE])
         if exploit is not None and self._exploit(exploit):
-            self._population.done(exploit)
+            self.population.done(exploit)
         others = (other for other in tune_controller.get_trials() if other is not trial)
         waiting = any(other.status in (Trial.PENDING, Trial.PAUSED) for other in others)
         return TrialScheduler.PAUSE if waiting else TrialScheduler.CONTINUE

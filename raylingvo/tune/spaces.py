@@ -327,6 +327,11 @@ def all_values(spaces: Mapping[str, Space]) -> list[dict[str, Value]]:
     return _product(spaces)
 
 
+def examples(space: Space) -> tuple[Value, ...]:
+    """The values of a choice or a grid; of another space its least and greatest, of a normal distribution its mean."""
+    return space.values() if isinstance(space, _Listed) else _ends(space)
+
+
 def _product(spaces: Mapping[str, Space]) -> list[dict[str, Value]]:
     sizes = {key: space.size or 0 for key, space in spaces.items()}
     if math.prod(sizes.values()) > _MOST_COMBINATIONS:

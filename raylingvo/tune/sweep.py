@@ -25,14 +25,14 @@ from raylingvo.data.dataset import FixedShapeDataset
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Experiment
 from raylingvo.monitor import text
-from raylingvo.tune import record
+from raylingvo.tune import record, spaces
 from raylingvo.tune.board import Board, open_board
 from raylingvo.tune.book import Book
 from raylingvo.tune.conductor import Conductor
 from raylingvo.tune.hub import Hub
 from raylingvo.tune.outlook import Outlook, look_ahead
 from raylingvo.tune.request import Request, make_options, make_request
-from raylingvo.tune.schedulers import PAUSING, make_scheduler
+from raylingvo.tune.schedulers import PAUSING, PopulationScheduler, make_scheduler
 from raylingvo.tune.search import Listed, Optuna, Source, SweepSearch, recorded_config
 from raylingvo.tune.trainable import TrialActor
 from raylingvo.tune.trial_run import Home
@@ -149,7 +149,7 @@ def sweep(
                     f"--concurrency: in a cluster that others started, {request.options.scheduler} runs as many trials "
                     "as there is room for; --resources says what each takes"
                 )
-            outlook = _look_ahead(request, source, directory, cluster)
+            outlook = _look_ahead(request, directory, cluster)
             book.open()
             _say_what_is_ahead(request, book, recorded, total, outlook.nbytes)
             decode = {name: request.experiment.decode[name] for name in outlook.decoders}
@@ -210,17 +210,13 @@ def _check(request: Request, source: Source) -> None:
                 raise RequestError(f"trial {number} of {source.size}: {error}") from error
 
 
-def _look_ahead(request: Request, source: Source, directory: Path, cluster: Cluster) -> Outlook:
+def _look_ahead(request: Request, directory: Path, cluster: Cluster) -> Outlook:
     """What the experiment's code tells. In a process of its own: in this one JAX would take the devices."""
     order = Order.of_this_process("", request.experiment, directory, time.time(), cluster)
-    variants = [
-        {key: value}
-        for params in (source.params[:8] if isinstance(source, Listed) else [])
-        for key, value in params.items()
-    ]
-    shared = variants if request.options.scheduler == "pbt" else []
+    exchanged = request.space if request.options.scheduler == "pbt" else {}
+    variants = [{key: value} for key, space in exchanged.items() for value in spaces.examples(space)]
     try:
-        return ray.get(ray.remote(look_ahead).options(num_cpus=0).remote(order, request.metric, shared))
+        return ray.get(ray.remote(look_ahead).options(num_cpus=0).remote(order, request.metric, variants))
     except RayTaskError as error:
         if isinstance(error.cause, RequestError):
             raise error.cause from None
@@ -264,7 +260,8 @@ def _fit(
     known = list(book.trials.values()) if request.options.scheduler == "pbt" else []
     reported = {trial.number: trial.last[0] for trial in known if trial.last is not None}
     hub = ray.remote(Hub).options(num_cpus=0, max_concurrency=1000).remote(reported)
-    conductor.open(hub)
+    scheduler = make_scheduler(request, conductor.exploit, known)
+    conductor.open(hub, scheduler.population if isinstance(scheduler, PopulationScheduler) else None)
     experiment, directory = request.experiment, book.directory
     home = Home(
         order=Order.of_this_process("", experiment, directory, time.time(), cluster),
@@ -300,7 +297,7 @@ def _fit(
                 storage_path=scratch,
                 num_samples=total,
                 search_alg=search,
-                scheduler=make_scheduler(request, conductor.exploit, known),
+                scheduler=scheduler,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: f"{trial.config['trial']:04d}",
                 max_failures=_MAX_DEATHS,

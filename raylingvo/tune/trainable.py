@@ -7,6 +7,7 @@ import math
 from typing import Any, cast
 
 import pyarrow as pa
+import ray
 from ray import tune
 
 from raylingvo.actors.workers import Workers
@@ -55,13 +56,17 @@ class TrialActor(tune.Trainable):
         if self._end is not None:
             return {**self._last, "done": True, END: self._end}
         if self._run is None:
-            self._run = TrialRun(self._home, self._base, self._workers, *self._trial)
+            actor = ray.get_runtime_context().current_actor
+            self._run = TrialRun(self._home, self._base, self._workers, actor, *self._trial)
         report = self._run.next()
         if report.value is not None:
             self._last = result(report.step, report.value, self._home.mode)
         if report.end is not None:
             return {**self._last, "done": True, END: list(report.end)}
         return self._last
+
+    def present(self) -> None:
+        """Fails if this process has died."""
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Asked for when the trial is to pause: its folder has what it goes on from."""

@@ -16,7 +16,7 @@ from raylingvo.actors.calls import PAYLOAD_SECONDS, fetch
 from raylingvo.actors.cluster import Cluster
 from raylingvo.actors.driver import LOG, Order
 from raylingvo.actors.run import RunFailed, run
-from raylingvo.actors.within import ADOPTED, Command, Within
+from raylingvo.actors.within import Command, Within
 from raylingvo.actors.workers import Workers
 from raylingvo.errors import DiskError, RequestError
 from raylingvo.experiment import Experiment
@@ -65,10 +65,14 @@ class End(NamedTuple):
 class TrialRun:
     """Runs trial `number` of a sweep in its folder, from where it is there. `next` gives what is to be said of it."""
 
-    def __init__(self, home: Home, base: Experiment, workers: Workers, number: int, params: Mapping[str, Any]):
+    def __init__(
+        self, home: Home, base: Experiment, workers: Workers, actor: Any, number: int, params: Mapping[str, Any]
+    ):
+        """actor: the TrialActor that this is in."""
         self._home = home
         self._base = base
         self._workers = workers
+        self._actor = actor
         self._params = params
         self.number = number
         self.logdir = Path(home.order.logdir) / "trials" / f"{number:04d}"
@@ -82,6 +86,10 @@ class TrialRun:
         if report.value is not None:
             self._home.hub.tell.remote(self.number, reported=report.step)
         return report
+
+    def report(self, step: int, value: float) -> None:
+        """There is an evaluation. For the thread of the run."""
+        self._reports.put(Report(step, value))
 
     def pause(self, reason: str) -> None:
         """Finishes the step, and waits until all is saved."""
@@ -97,7 +105,7 @@ class TrialRun:
         started = time.monotonic()
         hub = self._home.hub
         try:
-            greeting = fetch(hub.begin.remote(self.number))
+            greeting = fetch(hub.begin.remote(self.number, self._actor))
             if greeting.interrupted is not None:
                 end = End("interrupted", -1, greeting.interrupted)
             else:
@@ -118,7 +126,7 @@ class TrialRun:
         experiment = config.override(self._base, self._params)
         for step, value in checkpoints.read_scores(self.logdir, home.metric).items():
             if step > reported:
-                self._report(step, value)
+                self.report(step, value)
                 reported = step
         view = _TrialView(self, home, reported)
         result = run(
@@ -146,9 +154,6 @@ class TrialRun:
         if self._home.shares_states:
             fetch(leaves, PAYLOAD_SECONDS)
 
-    def _report(self, step: int, value: float) -> None:
-        self._reports.put(Report(step, value))
-
     def _log(self, *texts: str) -> None:
         log = PlainView(cast(TextIO, LogFile(self.logdir / LOG)))
         for text in filter(None, texts):
@@ -164,6 +169,7 @@ class _TrialView(View):
         self._dataset, _, self._name = home.metric.partition("/")
         self._reported = reported
         self._told = 0.0
+        self._adopted: Any = None  # what has been told
         self._log: PlainView | None = None
 
     def begin(self, logdir: Path) -> None:
@@ -177,7 +183,11 @@ class _TrialView(View):
             step, value = reader["step"], reader["metrics"].get(self._name)
             if reader["dataset"] == self._dataset and value is not None and step is not None and step > self._reported:
                 self._reported = step
-                self._trial._report(step, value)
+                self._trial.report(step, value)
+        adopted = status["trainer"]["adopted"]
+        if adopted is not None and adopted != self._adopted:
+            self._adopted = adopted
+            self._hub.tell.remote(self._trial.number, adopted=adopted)
         if time.monotonic() - self._told >= _TELL_SECONDS:
             self._told = time.monotonic()
             trainer = status["trainer"]
@@ -191,9 +201,6 @@ class _TrialView(View):
     def event(self, text: str) -> None:
         if self._log is not None:
             self._log.event(text)
-        if text.startswith(ADOPTED):
-            step, label = text.removeprefix(ADOPTED).split()[:2]
-            self._hub.tell.remote(self._trial.number, adopted=int(step), label=label.strip("()"))
 
     def close(self) -> None:
         if self._log is not None:

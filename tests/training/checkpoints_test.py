@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,10 @@ def host_state(**task):
 
 
 STATE = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.array(3, np.int32)}
+
+
+class Killed(BaseException):
+    """What a test raises as if the process had been killed there."""
 
 
 @pytest.fixture
@@ -194,6 +199,30 @@ def test_a_step_can_be_saved_again(tmp_path, writer):
         toy.assert_bit_equal(checkpoints.restore(tmp_path, 3, state)[0], state)
 
 
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_one_of_a_step_is_there_whenever_the_process_dies(tmp_path, writer, monkeypatch, renames):
+    """renames: how many are done before it does."""
+    newer = {"a": STATE["a"] + 1, "step": np.array(3, np.int32)}
+    save(writer(), 3, STATE)
+    rename, done = Path.rename, []
+
+    def dying(path, target):
+        if len(done) == renames:
+            raise Killed
+        done.append(target)
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", dying)
+        if renames == 2:  # it dies while the older one is being deleted
+            patched.setattr(checkpoints.shutil, "rmtree", mock.Mock(side_effect=Killed))
+        with pytest.raises(Killed):
+            save(writer(), 3, newer)
+    checkpoints.clean(tmp_path)
+    assert [path.name for path in (tmp_path / checkpoints.DIRECTORY).iterdir()] == ["3"]
+    toy.assert_bit_equal(checkpoints.restore(tmp_path, 3, STATE)[0], newer if renames == 2 else STATE)
+
+
 def test_buffers_are_given_back_when_they_are_on_disk(tmp_path, writer):
     seen = []
     each = writer()
@@ -233,10 +262,6 @@ def test_the_next_call_raises_the_error_of_a_save(tmp_path, call):
     with pytest.raises(OSError, match="checkpoints"):
         each.save(4, STATE, POSITION, on_saved=lambda: None) if call == "save" else getattr(each, call)()
     each.close()
-
-
-class Killed(BaseException):
-    """What a test raises as if the process had been killed there."""
 
 
 @pytest.mark.parametrize("killed", [True, False])

@@ -192,7 +192,10 @@ def test_the_first_decision_must_come_before_the_end():
 
 
 def test_an_option_that_means_nothing_is_refused():
-    assert refused(grace_steps=3) == "--grace-steps means nothing to --scheduler fifo; it is of asha, median, pbt"
+    assert (
+        refused(grace_steps=3)
+        == "--grace-steps means nothing to --scheduler fifo; it is of asha, hyperband, median, pbt"
+    )
     assert refused(scheduler="median", reduction_factor=2) == (
         "--reduction-factor means nothing to --scheduler median; it is of asha, hyperband"
     )

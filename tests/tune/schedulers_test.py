@@ -28,6 +28,8 @@ CONTINUE, PAUSE, STOP = TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialSche
 class FakeTrial:
     """What schedulers see of a trial."""
 
+    is_saving = False
+
     def __init__(self, number, status=Trial.RUNNING, *, step=None, params=None):
         self.trial_id = f"id{number}"
         self.config = {"trial": number, "params": params or {}}
@@ -41,6 +43,10 @@ class FakeTrial:
 class FakeController:
     def __init__(self, *trials):
         self.trials = trials
+        self.stopped = []
+
+    def stop_trial(self, trial):
+        self.stopped.append(trial)
 
     def get_trials(self):
         return list(self.trials)
@@ -124,11 +130,27 @@ def test_asha_stops_what_has_diverged(mode):
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_hyperband_has_the_steps_and_the_reduction(mode):
-    made = scheduler("hyperband", mode=mode, reduction_factor=2)
-    assert type(made) is HyperBandScheduler
-    assert (made._max_t_attr, made._eta, made._time_attr, made._metric) == (27, 2, "step", "value")
-    assert made._metric_op == (-1.0 if mode == "min" else 1.0)
+def test_hyperband_has_brackets_of_grace_steps(mode):
+    """Of 27 steps in units of 3: a bracket of 3 trials with all steps, and one of 5 whose best 2 get more than 9."""
+    made = scheduler("hyperband", mode=mode, grace_steps=3)
+    assert isinstance(made, HyperBandScheduler)
+    trials = [FakeTrial(i) for i in range(8)]
+    controller = FakeController(*trials)
+    for trial in trials:
+        made.on_trial_add(controller, trial)
+
+    def decision(trial, step):
+        value = trial.config["trial"] * (1.0 if mode == "min" else -1.0)
+        return made.on_trial_result(controller, trial, result(step, value, mode))
+
+    assert [decision(trial, 26) for trial in trials[:3]] == [CONTINUE] * 3
+    assert [decision(trial, 8) for trial in trials[3:]] == [CONTINUE] * 5
+    for trial in trials[3:7]:
+        assert decision(trial, 9) == PAUSE
+        trial.status = Trial.PAUSED
+    assert decision(trials[7], 9) == STOP
+    assert controller.stopped == [trials[6], trials[5]]
+    assert made.choose_trial_to_run(controller) in trials[3:5]
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])

@@ -30,6 +30,7 @@ from raylingvo.tune.spaces import (
     all_values,
     combinations,
     draws,
+    examples,
     parse,
     typed,
 )
@@ -343,6 +344,22 @@ def test_all_values_are_those_of_every_finite_space():
     assert all_values(given_spaces) == [
         {"a": a, "b": "x", "c": c, "d": d} for a in (1, 2) for c in (3, 4) for d in (0.1, 0.2)
     ]
+
+
+@pytest.mark.parametrize(
+    ("space", "values"),
+    [
+        (Choice((1, 2, 3)), (1, 2, 3)),
+        (Grid(("x", "y")), ("x", "y")),
+        (Uniform(0, 1), (0, 1)),
+        (LogUniform(1, 2), (1, 2)),
+        (QUniform(0.1, 0.35, 0.1), (0.1, 0.3)),
+        (RandInt(3, 9), (3, 8)),
+        (Normal(5, 1), (5,)),
+    ],
+)
+def test_examples_of_a_space_are_its_values_or_ends(space, values):
+    assert examples(space) == values
 
 
 @pytest.mark.parametrize("space", [Uniform(0, 1), LogUniform(1, 2), Normal(0, 1)])
