@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raylingvo import config
-from raylingvo.actors import crashes, memory, priorities
+from raylingvo.actors import crashes, memory, metrics, priorities
 from raylingvo.actors.calls import PAYLOAD_SECONDS, POLL_SECONDS, fetch
 from raylingvo.actors.gang import Gang
 from raylingvo.actors.outbox import Announcement, Outbox, Snapshot, Version
@@ -31,6 +32,7 @@ from raylingvo.actors.store_actor import HostActor, StoreActor
 from raylingvo.actors.within import Command, Within
 from raylingvo.actors.workers import Workers
 from raylingvo.data.paths import data_root
+from raylingvo.monitor.exported import Sample, reader_samples
 
 # Actors import this module before they know on which device they are to work: it must not import JAX.
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Job:
         self.config = config.dump(experiment)
         self.logdir = str(logdir)
         self.import_paths = [path for path in sys.path if path]
-        self.environment = {"RAYLINGVO_DATA": str(data_root()), **within.environment}
+        self.environment = {"RAYLINGVO_DATA": str(data_root()), **metrics.environment(), **within.environment}
         self.data = list(within.data)
         # In a cluster of one's own Ray's processes have inherited the environment of this one; else each role asks for
         # what it needs. Such a process is one that Ray has not started beforehand: a second or two.
@@ -150,7 +152,8 @@ class TrainerActor:
             if self._adoption is not None:
                 trainer.adopt(self._adoption)
                 self._adoption = None  # it keeps another run's memory
-        result = trainer.run()
+        with metrics.exported(self._job.run, trainer.exported) if index == 0 else contextlib.nullcontext():
+            result = trainer.run()
         if not result.pop("resumes"):  # else nothing will be evaluated, and the last step is on disk
             self._outbox.wait_handed_over(PAYLOAD_SECONDS)
         hosts.leave(host)
@@ -275,7 +278,10 @@ class ReaderActor:
             from raylingvo.actors.evaler import Evaler as Role
         else:
             from raylingvo.actors.decoder import Decoder as Role
-        with contextlib.closing(Role(experiment, self._dataset, Path(self._job.logdir))) as role:
+        with (
+            contextlib.closing(Role(experiment, self._dataset, Path(self._job.logdir))) as role,
+            metrics.exported(self._job.run, lambda: self._feed.samples(self._kind, self._dataset)),
+        ):
             role.follow(self._feed)
 
 
@@ -285,6 +291,12 @@ class _Feed:
     def __init__(self, store: Any, name: str):
         self._store = store
         self._name = name
+        self._working_on: float | None = None  # Unix seconds at the end of its step
+        self._last: tuple[int | None, dict[str, float]] = None, {}  # step and metrics of the last result
+
+    def samples(self, kind: str, dataset: str) -> list[Sample]:
+        step, metrics = self._last
+        return reader_samples(kind, dataset, metrics, step, self._working_on, time.time())
 
     def next(self) -> Arrival | None:
         from raylingvo.actors.reader import Arrival
@@ -306,9 +318,11 @@ class _Feed:
             if not parts or None in parts:
                 fetch(self._store.lost.remote(reply["life"], reply["step"], reply["weights"]))
                 continue
+            self._working_on = reply["time"]
             return Arrival(reply["step"], reply["time"], Assembled(parts).leaves())
 
     def done(self, step: int, metrics: dict[str, float]) -> None:
+        self._last, self._working_on = (step, metrics), None
         fetch(self._store.done.remote(self._name, step, metrics))
 
 

@@ -235,15 +235,18 @@ class SnapshotStore:
 
     def status(self) -> dict[str, Any]:
         """Counts for the live table: of the store, and of each reader."""
+        newest = max(self._entries.values(), key=lambda entry: entry.step, default=None)
         return {
             "held": sum(entry.in_memory and entry.whole for entry in self._entries.values()),
             "on_disk": sum(not entry.in_memory for entry in self._entries.values()),
             "bytes": self.nbytes,
             "state_step": self._state and self._state.step,
+            "newest": (newest.step, newest.time) if newest else None,
             "readers": {
                 name: {
                     "working_on": reader.working_on,
                     "skipped": self._skipped(reader),
+                    "behind": self._behind(reader),
                     "waiting": sum(self._waits_for(reader, entry) for entry in self._entries.values()),
                 }
                 for name, reader in self._readers.items()
@@ -267,6 +270,12 @@ class SnapshotStore:
         if reader.policy != "latest":
             return 0
         return sum(step < reader.last_done and step not in reader.done for step in self._published)
+
+    def _behind(self, reader: Reader) -> int | None:
+        """How many steps the newest snapshot is ahead of what it has done; None of one that waits for the last."""
+        if reader.policy == "last" and not self.closed:
+            return None
+        return max(0, max(self._published, default=0) - max(0, reader.last_done))
 
     def _unpin(self, name: str, reader: Reader) -> None:
         if reader.working_on in self._entries:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
+from raylingvo.actors import metrics
 from raylingvo.actors.calls import PAYLOAD_SECONDS, POLL_SECONDS, fetch
 from raylingvo.actors.snapshot_store import Entry, SnapshotStore
 from raylingvo.actors.spill import SpillFolder
+from raylingvo.monitor.exported import store_samples
 
 if TYPE_CHECKING:  # this process needs no JAX
     from raylingvo.actors.outbox import Announcement
@@ -56,6 +59,7 @@ class StoreActor:
     def __init__(self, run: str, spill_token: str, max_bytes: int, max_count: int):
         self._run = run
         self._life = uuid.uuid4().hex
+        self._export_is_due = metrics.Sometimes()
         self._number = 0  # of this life, by the driver's count
         self._calls = 0  # of this life to the Trainer
         self._spill = SpillFolder(spill_token)
@@ -312,7 +316,10 @@ class StoreActor:
         await self._wake()
 
     async def status(self) -> dict[str, Any]:
-        return self._store.status()
+        status = self._store.status()
+        if self._export_is_due():  # asked by the driver every second, as long as the run lasts
+            metrics.export(self._run, store_samples(status, time.time()))
+        return status
 
     async def shutdown(self) -> None:
         """Removes what lies on disk; to be called before the actor is killed, which runs no clean-up."""

@@ -14,12 +14,14 @@ from rich.text import Text
 from raylingvo.actors import crashes, remote
 from raylingvo.actors.calls import fetch
 from raylingvo.actors.gang import Gang, in_words
+from raylingvo.actors.metrics import RunMetrics
 from raylingvo.actors.reader_role import ReaderRole, reader_roles
 from raylingvo.actors.recovery import Failure, Recovery
 from raylingvo.actors.within import Command, Within
 from raylingvo.errors import DiskError, RequestError, TrainingFailed
 from raylingvo.experiment import Experiment, Policy
 from raylingvo.monitor import text
+from raylingvo.monitor.exported import Cause
 from raylingvo.monitor.live import View
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.monitor.status import Status, TrainerStatus
@@ -68,6 +70,7 @@ class Supervisor:
         self._last_tick = self._started
         self.failures: list[tuple[str, str]] = []  # (message, traceback)
         self.first_step_time: float | None = None
+        self._metrics = RunMetrics(job.run, experiment.train.dataset, logdir)
         self._roles = reader_roles(experiment)
         snapshots = experiment.train.snapshots
         # Beyond half of Ray's own store, Ray would move objects to disk before we do. It may be on any machine.
@@ -208,13 +211,13 @@ class Supervisor:
         host, error, _, lost = trainer.cause(self._crash)
         of = f" on host {host} of {len(trainer.actors)}" if len(trainer.actors) > 1 else ""
         if lost:
-            self._restart_trainer(f"lost its other hosts{of}", _line(_cause(error)), error, None)
+            self._restart_trainer("lost hosts", f"lost its other hosts{of}", _line(_cause(error)), error, None)
         elif isinstance(error, RayTaskError):
             self._on_trainer_error(error, of)
         else:  # killed: by hand, by the system, for its memory, with its machine
             crash = self._crash(host)
             failure = Failure(self._safe_step(), crash) if crash else None
-            self._restart_trainer(f"died{of}", crash or _line(error), error, failure)
+            self._restart_trainer("crash" if crash else "died", f"died{of}", crash or _line(error), error, failure)
 
     def _crash(self, host: int) -> str:
         return crashes.read(self._logdir, crashes.trainer(host))
@@ -252,21 +255,23 @@ class Supervisor:
             self._trainer_failed(f"the Trainer failed{of}", _line(_cause(error)), error)
             return
         failure = Failure(self._trainer_status["step"], _line(error.cause or error))
-        self._restart_trainer(f"failed{of} at step {failure.step}", failure.error, error, failure)
+        self._restart_trainer("error", f"failed{of} at step {failure.step}", failure.error, error, failure)
 
-    def _restart_trainer(self, what: str, why: str, error: RayError, failure: Failure | None) -> None:
+    def _restart_trainer(self, kind: Cause, what: str, why: str, error: RayError, failure: Failure | None) -> None:
         self._release_trainer()
         again = " again" if self._recovery.repeated(failure) else ""
         delay = self._recovery.delay(self._safe_step(), failure)
         if delay is None:
             self._trainer_failed(f"the Trainer {what}{again}", why, error)
             return
+        self._metrics.restarted("Trainer", kind)
         self._view.event(f"the Trainer {what}; started again ({self._recovery.restarts}){_in(delay)}: {why}")
         self._trainer_status["state"] = "starting"
         self._later.append((time.monotonic() + delay, self._start_trainer_again))
 
     def _on_preemption(self, step: int) -> None:
         self._preemptions += 1
+        self._metrics.restarted("Trainer", "preempted")
         self._view.event(f"the Trainer was told to go (SIGTERM), and has saved step {step}; started again")
         self._release_trainer()
         self._start_trainer_again()
@@ -397,6 +402,7 @@ class Supervisor:
             self._lose(role, f"{role.name} {what} after {text.count(role.recovery.restarts, 'restart')}", error)
             return
         count = role.recovery.restarts
+        self._metrics.restarted(role.name, "error" if failed else "died")
         self._view.event(f"{role.name} {what}; started again ({count}){_in(delay)}: {_line(_cause(error))}")
         self._later.append((time.monotonic() + delay, lambda: self._start_role(role)))
 
@@ -440,6 +446,7 @@ class Supervisor:
     def _on_new_store(self) -> None:
         """Ray has started the store again: it knows nothing yet."""
         self._store_restarts += 1
+        self._metrics.restarted("SnapshotStore", "died")
         had_snapshots = bool(self._store_status.get("held"))
         self._forget(self._on_store_status)  # of the one before
         self._store_status = {}
@@ -582,6 +589,7 @@ class Supervisor:
     def _show(self) -> None:
         trainer = {**_NO_TRAINER_STATUS, **self._trainer_status}
         trainer["max_steps"] = self._experiment.train.max_steps
+        self._metrics.update(trainer["step"], training=self._trained is None)
         trainer["restarts"], trainer["preemptions"] = self._recovery.restarts, self._preemptions
         if self._asked_to_stop and trainer["state"] == "training":
             trainer["state"] = "stopping"

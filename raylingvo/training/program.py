@@ -80,6 +80,10 @@ class TrainProgram:
         state, nonfinite, *wishes = self._compiled(state, self._layout.batch(batch), *self._packed(wish))
         return state, Outcome(nonfinite, wishes[0] if wishes else None)
 
+    def take_flops(self) -> float | None:
+        """Of a step, on all devices, see StepForShapes."""
+        return self._compiled and self._compiled.take_flops()
+
     def _with_wishes(self, state: TrainState, batch: Any, wishes: jax.Array) -> tuple[TrainState, jax.Array, jax.Array]:
         return *self._step(state, batch), wishes.max(axis=0)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 
 from raylingvo.data.host_fields import device_fields
+from raylingvo.training.flops import flops
 
 
 class StepForShapes:
@@ -21,15 +23,25 @@ class StepForShapes:
     def __init__(self, function: Callable[..., Any], **jit: Any):
         self._jitted = jax.jit(function, **jit)
         self._compiled: dict[Any, Any] = {}
+        self._flops: dict[Any, float] = {}  # of a call; NaN: unknown
+        self._flops_of_calls, self._num_calls = 0.0, 0  # since `take_flops`
 
     def __call__(self, first: Any, batch: Mapping[str, Any], *rest: Any) -> Any:
         """Raises ValueError for a batch of a shape that it was not compiled for."""
         batch = device_fields(batch)
-        compiled = self._compiled.get(_shapes(batch))
+        compiled = self._compiled.get(shapes := _shapes(batch))
         if compiled is None:
-            shapes = ", ".join(f"{name}: {dtype}{list(shape)}" for name, shape, dtype in _shapes(batch))
-            raise ValueError(f"batch must be of a shape that Batches.samples() gives (got {shapes})")
+            got = ", ".join(f"{name}: {dtype}{list(shape)}" for name, shape, dtype in shapes)
+            raise ValueError(f"batch must be of a shape that Batches.samples() gives (got {got})")
+        self._flops_of_calls += self._flops[shapes]
+        self._num_calls += 1
         return compiled(first, batch, *rest)
+
+    def take_flops(self) -> float | None:
+        """Of a call, on average of those since this was asked last; None if there were none, or if it is unknown."""
+        mean = self._flops_of_calls / self._num_calls if self._num_calls else math.nan
+        self._flops_of_calls, self._num_calls = 0.0, 0
+        return None if math.isnan(mean) else mean
 
     def compile(self, first: Any, samples: Iterable[Mapping[str, Any]], *rest: Any) -> Any:
         """Compiles for `first`, `rest` and each of the samples; returns the `lowered` program of the first sample.
@@ -42,7 +54,10 @@ class StepForShapes:
             shapes = _shapes(batch)
             if shapes in self._compiled:
                 continue
-            lowered = self._jitted.lower(first, batch, *rest)
+            traced = self._jitted.trace(first, batch, *rest)
+            lowered = traced.lower()
+            counted = flops(traced.jaxpr)
+            self._flops[shapes] = math.nan if counted is None else counted
             self._compiled[shapes] = lowered.compile()
             lowered_first = lowered_first or lowered
         if lowered_first is None:

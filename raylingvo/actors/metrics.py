@@ -1,0 +1,137 @@
+"""How roles export what they know to Prometheus: through Ray, whose agent on each machine is what Prometheus asks."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ray.util import metrics as ray_metrics
+
+from raylingvo.monitor.exported import BY_NAME, CAUSES, Cause, Sample, role_and_dataset, samples
+
+# A process tells Ray's agent every 10 s what was set since, and the agent forgets a gauge that was not set for 20 s
+# (Ray 2.60). So what a role that has ended had to say soon has an end too, and what still holds is set again.
+SECONDS = 5.0
+# For a comparison without.
+SWITCH = "RAYLINGVO_EXPORT_METRICS"
+
+
+def environment() -> dict[str, str]:
+    """What roles are to have of this process's environment."""
+    return {name: os.environ[name] for name in (SWITCH, "RAYLINGVO_PEAK_FLOPS") if name in os.environ}
+
+
+def enabled() -> bool:
+    return os.environ.get(SWITCH, "1") != "0"
+
+
+@functools.cache
+def _metric(name: str) -> Any:
+    """The metric, of this process."""
+    declared = BY_NAME[name]
+    make = ray_metrics.Counter if declared.kind == "counter" else ray_metrics.Gauge
+    return make(declared.full_name, f"{declared.help} [{declared.unit or 'no unit'}]", declared.tags)
+
+
+def export(run: str, found: Iterable[Sample]) -> None:
+    """Sets gauges."""
+    if enabled():
+        for sample in found:
+            _metric(sample.name).set(sample.value, {"run": run, "role": sample.role, "dataset": sample.dataset})
+
+
+@contextlib.contextmanager
+def exported(run: str, current: Callable[[], Iterable[Sample]]) -> Iterator[None]:
+    """Meanwhile, a thread sets gauges to what `current` gives, again and again.
+
+    What goes wrong in that thread is not the role's failure: it is logged once, and nothing is exported any more.
+    """
+    if not enabled():
+        yield
+        return
+    ended = threading.Event()
+
+    def pulse() -> None:
+        try:
+            export(run, current())
+            while not ended.wait(SECONDS):
+                export(run, current())
+        except Exception:
+            logging.getLogger(__name__).exception("metrics are not exported any more")
+
+    thread = threading.Thread(target=pulse, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(SECONDS)
+
+
+class Sometimes:
+    """Whether it is time again, for one that is asked more often than something is to be done."""
+
+    def __init__(self, seconds: float = SECONDS):
+        self._seconds = seconds
+        self._next = -float("inf")
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
+
+
+class RunMetrics:
+    """What only the driver knows, since it outlives all roles: whether training goes on, and how often roles died."""
+
+    def __init__(self, run: str, dataset: str, logdir: Path):
+        """dataset: that is trained on."""
+        self._run = run
+        self._dataset = dataset
+        self._logdir = logdir
+        self._due = Sometimes()
+        self._started = time.time()
+        self._step: int | None = None
+        self._step_changed = time.monotonic()
+
+    def update(self, step: int, *, training: bool) -> None:
+        """Where the run stands, as often as one likes. training: it has not come to its end."""
+        if step != self._step:
+            self._step, self._step_changed = step, time.monotonic()
+        if not enabled() or not self._due():
+            return
+        now = time.time()
+        export(self._run, samples("driver", "", {"elapsed_seconds": now - self._started}))
+        if training:
+            values = {
+                "step_age_seconds": time.monotonic() - self._step_changed,
+                "checkpoint_age_seconds": max(0.0, now - max(self._started, self._newest_checkpoint())),
+            }
+            export(self._run, samples("trainer", self._dataset, values))
+
+    def restarted(self, name: str, cause: Cause) -> None:
+        """name: of the role, as the live view has it."""
+        assert cause in CAUSES
+        role, dataset = role_and_dataset(name)
+        if enabled():
+            tags = {"run": self._run, "role": role, "dataset": self._dataset if role == "trainer" else dataset}
+            _metric("restarts").inc(1, {**tags, "cause": cause})
+
+    def _newest_checkpoint(self) -> float:
+        """Unix seconds; 0 if there is none."""
+        newest = 0.0
+        # They come and go meanwhile.
+        with contextlib.suppress(OSError):
+            for path in (self._logdir / "train" / "checkpoints").iterdir():
+                if path.name.isdecimal():
+                    newest = max(newest, path.stat().st_mtime)
+        return newest
