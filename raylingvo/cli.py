@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from raylingvo.cli_shared import Json, Set, load_experiment, print_json, say
+from raylingvo.cli_submit import submit
 from raylingvo.cli_tune import tune_app
 from raylingvo.errors import DiskError, RequestError
 
@@ -229,6 +230,9 @@ def stop(run: RunName, address: Address = None, as_json: Json = False) -> None:
         ending = found.stop("raylingvo stop", view)
     _print_ending(ending, as_json)
     raise typer.Exit(0 if ending.exit_status == 130 else ending.exit_status)
+
+
+app.command()(submit)
 
 
 def _print_ending(ending: Any, as_json: bool) -> None:

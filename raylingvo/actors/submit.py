@@ -1,0 +1,288 @@
+"""Command lines as jobs of a Ray cluster elsewhere: how they get there, how they are followed, and how they end.
+
+Everything goes through the port of the cluster's dashboard, which Ray's launcher forwards over SSH.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import aiohttp
+import requests
+import yaml
+from ray import _raylet
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from raylingvo.actors import working_dir
+from raylingvo.errors import RequestError
+
+_CONNECT_SECONDS = 10.0
+_FORWARD_SECONDS = 120.0  # for a cloud's API to find the head, and for SSH
+_SILENCE_SECONDS = 120.0  # of a cluster, after which a follower gives up
+_POLL_SECONDS = 1.0
+# Ray kills a job that does not end so soon when it is asked to (by default after 3 s): a checkpoint takes longer.
+_ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "300"}
+_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # which Ray would prefer to what it is told
+
+
+class Ended(NamedTuple):
+    """A job that is over. `exit_status`: that of its command; 130 if it was stopped, 1 if a signal ended it."""
+
+    status: str
+    exit_status: int
+    message: str = ""
+
+
+class Silent(RuntimeError):
+    """The cluster has not answered for a long time. The job may go on."""
+
+
+class Connection:
+    """A cluster whose jobs can be asked for."""
+
+    def __init__(self, client: JobSubmissionClient, where: str):
+        """where: the option that names the cluster, for messages."""
+        self._client = client
+        self.where = where
+
+    def submit(
+        self, arguments: Sequence[str], directory: Path, excludes: Sequence[str], environment: Mapping[str, str]
+    ) -> str:
+        """Starts `python -m raylingvo ARGUMENTS` in a copy of `directory`, on the head; returns the job's id.
+
+        Raises RequestError if the folder is too large, or the cluster refuses the job.
+        """
+        patterns = working_dir.excludes_for(directory, excludes)
+        working_dir.check_size(directory, patterns)
+        try:
+            return self._client.submit_job(
+                entrypoint=f"exec python -m raylingvo {shlex.join(arguments)}",
+                runtime_env={
+                    "working_dir": str(directory),
+                    "excludes": patterns,
+                    "env_vars": {**_ENVIRONMENT, **environment},
+                },
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RequestError(f"{self.where}: the job was refused: {_line(error)}") from error
+
+    def follow(self, job: str, write: Callable[[str], Any]) -> Ended:
+        """Gives `write` what the job has written and writes, until it is over. Raises Silent, or RequestError."""
+        written, heard = 0, time.monotonic()
+
+        async def tail() -> None:
+            nonlocal written, heard
+            seen = 0  # after a loss of connection Ray begins anew
+            async for text in self._client.tail_job_logs(job):
+                new = text[max(0, written - seen) :]
+                seen += len(text)
+                heard = time.monotonic()
+                if new:
+                    write(new)
+                    written = seen
+
+        while True:
+            try:
+                info = self._info(job)
+                heard = time.monotonic()
+                over = info.status.is_terminal()
+                asyncio.run(tail())
+                if over:
+                    return _ended(info)
+            except (aiohttp.ClientError, OSError, RuntimeError) as error:
+                if time.monotonic() - heard > _SILENCE_SECONDS:
+                    raise Silent(f"{self.where}: no answer for {_SILENCE_SECONDS:.0f} s ({_line(error)})") from error
+            time.sleep(_POLL_SECONDS)
+
+    def _info(self, job: str) -> Any:
+        try:
+            return self._client.get_job_info(job)
+        except RuntimeError as error:
+            if "404" in str(error):
+                raise RequestError(f"{self.where}: there is no job {job}; `ray job list` shows them") from error
+            raise
+
+
+@contextlib.contextmanager
+def connected(cluster: Path | None, address: str | None) -> Iterator[Connection]:
+    """The cluster that a file of `ray up` describes, or that whose dashboard is at an address.
+
+    Raises RequestError if the file is wrong, nobody answers there, or Ray's token is wanted and is not there.
+    """
+    if (cluster is None) == (address is None):
+        raise RequestError("submit: give one of --cluster FILE and --address URL")
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with contextlib.ExitStack() as opened:
+        if cluster is not None:
+            where = f"--cluster {cluster}"
+            check_cluster_file(cluster)
+            url = opened.enter_context(_forwarded(cluster))
+        else:
+            where = f"--address {address}"
+            url = _url(str(address))
+        yield Connection(_client(url, where), where)
+
+
+def check_cluster_file(path: Path) -> None:
+    """Raises RequestError if `ray up` could not read this file."""
+    import jsonschema
+    from ray.autoscaler._private.util import fillout_defaults, validate_config
+
+    where = f"--cluster {path}"
+    try:
+        config = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise RequestError(f"{where}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"{where}: is not YAML ({_line(error)})") from error
+    if isinstance(config, dict) and str(config.get("apiVersion", "")).startswith("ray.io/"):
+        raise RequestError(
+            f"{where}: is for Kubernetes; forward the port of its head, kubectl port-forward "
+            "service/NAME-head-svc 8265, and give --address http://127.0.0.1:8265"
+        )
+    if not isinstance(config, dict) or not isinstance(config.get("provider"), dict):
+        raise RequestError(f"{where}: is no cluster file of Ray: it has no provider")
+    try:
+        validate_config(fillout_defaults(config))
+    except jsonschema.ValidationError as error:
+        raise RequestError(f"{where}: {error.json_path.removeprefix('$.')}: {_line(error.message)}") from error
+    except Exception as error:  # whatever a provider thinks of a file that it cannot use
+        raise RequestError(f"{where}: is no cluster file of Ray ({type(error).__name__}: {_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _forwarded(cluster: Path) -> Iterator[str]:
+    """The URL here at which the dashboard of a cluster answers meanwhile."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "dashboard", str(cluster), "--port", str(port)]
+    with tempfile.TemporaryFile("w+") as said:
+        forwarder = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            _wait_for(port, forwarder, said, cluster)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(forwarder.pid, signal.SIGTERM)
+            forwarder.wait()
+
+
+def _wait_for(port: int, forwarder: subprocess.Popen[bytes], said: Any, cluster: Path) -> None:
+    end = time.monotonic() + _FORWARD_SECONDS
+    while time.monotonic() < end:
+        ended = forwarder.poll() is not None
+        if not ended and _answers("127.0.0.1", port):
+            return
+        if ended:
+            said.seek(0)
+            lines = [line.strip() for line in said.read().splitlines() if line.strip()]
+            raise RequestError(
+                f"--cluster {cluster}: no way to its head ({lines[-1] if lines else 'Ray says nothing'}); "
+                f"to start it: ray up {cluster}"
+            )
+        time.sleep(_POLL_SECONDS / 5)
+    raise RequestError(f"--cluster {cluster}: no way to its head within {_FORWARD_SECONDS:.0f} s")
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _url(address: str) -> str:
+    url = address if "://" in address else f"http://{address}"
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme not in ("http", "https") or not parts.hostname or (port is None and parts.scheme == "http"):
+        raise RequestError(f"--address {address}: must be the URL of a dashboard, such as http://127.0.0.1:8265")
+    return url.rstrip("/")
+
+
+def _client(url: str, where: str) -> JobSubmissionClient:
+    host = urlsplit(url).hostname or ""
+    _show_token(own=host in ("127.0.0.1", "localhost", "::1"))
+    kept = {name: os.environ.pop(name) for name in _ADDRESSES if name in os.environ}
+    try:
+        _check_silence(url, where)
+        client = JobSubmissionClient(url)
+        client.list_jobs()  # without a token even the version is told
+        return client
+    except AuthenticationError as error:
+        if os.environ.get("RAY_AUTH_MODE") == "token" and _has_token():
+            fix = "yours is another one (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
+        else:
+            fix = "put it into ~/.ray/auth_token, and set RAY_AUTH_MODE=token to show it to this address"
+        raise RequestError(f"{where}: the cluster wants Ray's token; {fix}") from error
+    except (RuntimeError, ValueError, OSError, requests.RequestException) as error:
+        raise RequestError(f"{where}: no dashboard of Ray there ({_line(error)})") from error
+    finally:
+        os.environ.update(kept)
+
+
+def _check_silence(url: str, where: str) -> None:
+    """Raises RequestError if nobody answers: Ray's client would wait as long as the system does."""
+    try:
+        requests.get(f"{url}/api/version", timeout=_CONNECT_SECONDS)
+    except requests.RequestException as error:
+        raise RequestError(f"{where}: nobody answers there ({_reason(error)})") from error
+
+
+def _show_token(*, own: bool) -> None:
+    """Lets Ray show the token that there is; to a strange host, whom anybody may overhear, only if the user says so."""
+    if "RAY_AUTH_MODE" not in os.environ and own and _has_token():
+        os.environ["RAY_AUTH_MODE"] = "token"
+        _raylet.Config.initialize("")  # Ray has read it already
+
+
+def _has_token() -> bool:
+    return _raylet.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+
+
+def _ended(info: Any) -> Ended:
+    if info.status == JobStatus.SUCCEEDED:
+        return Ended("finished", 0)
+    if info.status == JobStatus.STOPPED:
+        return Ended("interrupted", 130, "the job was stopped")
+    status = info.driver_exit_code if info.driver_exit_code in (1, 2, 130) else 1
+    if info.driver_exit_code is None:
+        return Ended("failed", status, f"the job could not start: {_line(info.message or info.error_type or '')}")
+    if info.driver_exit_code == status:
+        return Ended("interrupted" if status == 130 else "failed", status)
+    return Ended("failed", status, f"the job's process ended with {info.driver_exit_code}")
+
+
+def _line(error: object) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())[:300]
+
+
+def _reason(error: BaseException) -> str:
+    """What the system says, without what libraries have wrapped around it."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return _line(getattr(error, "strerror", None) or error)
