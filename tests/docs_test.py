@@ -43,13 +43,14 @@ _FEW_STEPS = "train.max_steps=3 --set train.checkpoints.every_steps=1"
 
 
 class Block(NamedTuple):
-    """A fenced block. `skipped`: why an HTML comment before it says that it is not run here."""
+    """A fenced block. An HTML comment before it may say that it takes long, or (`skipped`) why it is not run here."""
 
     document: Path
     line: int
     language: str
     text: str
     skipped: str | None
+    slow: bool
 
     @property
     def id(self) -> str:
@@ -59,12 +60,13 @@ class Block(NamedTuple):
 def _blocks(document: Path) -> Iterator[Block]:
     text = document.read_text()
     fence = re.compile(
-        r"(?:^<!-- not run by tests/docs_test.py: (?P<why>\w+) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$",
+        r"(?:^<!-- (?:not run by tests/docs_test.py: (?P<why>\w+)|(?P<slow>run by pytest -m slow)) -->\n)?"
+        r"^```(?P<language>\w*)\n(?P<body>.*?)^```$",
         re.M | re.S,
     )
     for found in fence.finditer(text):
         line = text.count("\n", 0, found.start("body"))
-        yield Block(document, line, found["language"], found["body"], found["why"])
+        yield Block(document, line, found["language"], found["body"], found["why"], found["slow"] is not None)
 
 
 BLOCKS = [block for document in DOCUMENTS for block in _blocks(document)]
@@ -73,7 +75,7 @@ TO_RUN = [block for block in BLOCKS if block.language in RUN and not block.skipp
 
 def _timed(block: Block) -> Any:
     """Those of some documents train models for minutes in all: `pytest -m slow -n 0 tests/docs_test.py`."""
-    slow = block.document.name in {"translation.md", "language_models.md"}
+    slow = block.slow or block.document.name in {"translation.md", "language_models.md"}
     return pytest.param(block, marks=pytest.mark.slow) if slow else block
 
 
