@@ -31,6 +31,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from raylingvo.actors import working_dir
 from raylingvo.errors import RequestError
 
+_compiled: Any = _raylet  # of which type checkers do not know what it has
 _CONNECT_SECONDS = 10.0
 _FORWARD_SECONDS = 120.0  # for a cloud's API to find the head, and for SSH
 _SILENCE_SECONDS = 120.0  # of a cluster, after which a follower gives up
@@ -50,6 +51,21 @@ class Ended(NamedTuple):
 
 class Silent(RuntimeError):
     """The cluster has not answered for a long time. The job may go on."""
+
+
+class _Log:
+    """What a job has written, given on once."""
+
+    def __init__(self, write: Callable[[str], Any]):
+        self.heard = time.monotonic()  # when the cluster answered last
+        self._write = write
+        self._written = 0  # characters
+
+    def take(self, text: str, start: int) -> None:
+        """A piece of the log, that begins with its character number `start`."""
+        if new := text[max(0, self._written - start) :]:
+            self._write(new)
+            self._written = start + len(text)
 
 
 class Connection:
@@ -83,31 +99,42 @@ class Connection:
 
     def follow(self, job: str, write: Callable[[str], Any]) -> Ended:
         """Gives `write` what the job has written and writes, until it is over. Raises Silent, or RequestError."""
-        written, heard = 0, time.monotonic()
-
-        async def tail() -> None:
-            nonlocal written, heard
-            seen = 0  # after a loss of connection Ray begins anew
-            async for text in self._client.tail_job_logs(job):
-                new = text[max(0, written - seen) :]
-                seen += len(text)
-                heard = time.monotonic()
-                if new:
-                    write(new)
-                    written = seen
-
+        log = _Log(write)
         while True:
             try:
-                info = self._info(job)
-                heard = time.monotonic()
-                over = info.status.is_terminal()
-                asyncio.run(tail())
-                if over:
+                if (info := asyncio.run(self._watch(job, log))).status.is_terminal():
+                    log.take(self._client.get_job_logs(job), 0)
                     return _ended(info)
             except (aiohttp.ClientError, OSError, RuntimeError) as error:
-                if time.monotonic() - heard > _SILENCE_SECONDS:
+                if time.monotonic() - log.heard > _SILENCE_SECONDS:
                     raise Silent(f"{self.where}: no answer for {_SILENCE_SECONDS:.0f} s ({_line(error)})") from error
             time.sleep(_POLL_SECONDS)
+
+    async def _watch(self, job: str, log: _Log) -> Any:
+        """Reads along until the job is over, or the connection ends; what was last heard of the job.
+
+        The end of a log is told 5 s after that of its job (Ray 2.60), so that is not waited for.
+        """
+        tail = asyncio.create_task(self._tail(job, log))
+        try:
+            while True:
+                info = await asyncio.to_thread(self._info, job)
+                log.heard = time.monotonic()
+                if info.status.is_terminal() or tail.done():
+                    break
+                await asyncio.wait([tail], timeout=_POLL_SECONDS)
+        finally:
+            tail.cancel()
+            result = (await asyncio.gather(tail, return_exceptions=True))[0]
+        if isinstance(result, Exception) and not info.status.is_terminal():
+            raise result
+        return info
+
+    async def _tail(self, job: str, log: _Log) -> None:
+        seen = 0  # each connection begins with the first line
+        async for text in self._client.tail_job_logs(job):
+            log.take(text, seen)
+            seen += len(text)
 
     def _info(self, job: str) -> Any:
         try:
@@ -256,11 +283,11 @@ def _show_token(*, own: bool) -> None:
     """Lets Ray show the token that there is; to a strange host, whom anybody may overhear, only if the user says so."""
     if "RAY_AUTH_MODE" not in os.environ and own and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"
-        _raylet.Config.initialize("")  # Ray has read it already
+        _compiled.Config.initialize("")  # Ray has read it already
 
 
 def _has_token() -> bool:
-    return _raylet.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+    return _compiled.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
 
 
 def _ended(info: Any) -> Ended:
