@@ -31,6 +31,7 @@ _DOCS = (
     "tutorials/translation.md",
     "translation.md",
     "results.md",
+    "monitoring.md",
 )
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in _DOCS))
 ONE_PROGRAM = ROOT / "docs/ops.md"  # whose blocks are run together, by the last test

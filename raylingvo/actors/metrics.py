@@ -19,6 +19,7 @@ from raylingvo.monitor.exported import BY_NAME, CAUSES, Cause, Sample, role_and_
 # A process tells Ray's agent every 10 s what was set since, and the agent forgets a gauge that was not set for 20 s
 # (Ray 2.60). So what a role that has ended had to say soon has an end too, and what still holds is set again.
 SECONDS = 5.0
+_END_SECONDS = 5.0  # for which the thread is waited for
 # For a comparison without.
 SWITCH = "RAYLINGVO_EXPORT_METRICS"
 
@@ -72,7 +73,7 @@ def exported(run: str, current: Callable[[], Iterable[Sample]]) -> Iterator[None
         yield
     finally:
         ended.set()
-        thread.join(SECONDS)
+        thread.join(_END_SECONDS)
 
 
 class Sometimes:
