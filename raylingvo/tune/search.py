@@ -26,8 +26,8 @@ class Source(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def suggest(self, number: int) -> Mapping[str, Any] | None:
-        """The parameters of trial `number`; None: not yet."""
+    def suggest(self, number: int) -> Mapping[str, Any]:
+        """The parameters of trial `number`, which counts from 0: dotted key -> value."""
 
     def observe(self, number: int, params: Mapping[str, Any], value: float | None) -> None:  # noqa: B027 - most do not care
         """What has come of a trial: its best value, None if it has failed."""
@@ -49,9 +49,11 @@ class Listed(Source):
 
     @property
     def size(self) -> int:
+        """The number of trials: the combinations, or those of the grids times the samples."""
         return len(self.params)
 
     def suggest(self, number: int) -> Mapping[str, Any]:
+        """The parameters of trial `number`, 0 <= number < size."""
         return self.params[number]
 
 
@@ -61,17 +63,18 @@ class Optuna(Source):
     def __init__(self, space: Mapping[str, Space], *, mode: str, seed: int):
         """Raises RequestError if Optuna is not installed, or a space is not one of its."""
         try:
-            import optuna  # pyright: ignore[reportMissingImports]
+            import optuna
         except ImportError as error:
             raise RequestError("--search optuna: Optuna is not installed; run: pip install optuna") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._distributions = {key: _distribution(optuna, key, one) for key, one in space.items()}
         self._optuna = optuna
         self._space, self._seed = space, seed
-        self._study = optuna.create_study(direction=f"{mode}imize")
+        self._study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
         self._asked: dict[int, Any] = {}
 
     def suggest(self, number: int) -> Mapping[str, Any]:
+        """What the sampler asks to be tried, the same for the same seed and observations."""
         # A seed for each: a sampler that begins anew when the sweep goes on would say the same again.
         (seed,) = np.random.SeedSequence([self._seed, number]).generate_state(1)
         self._study.sampler = self._optuna.samplers.TPESampler(seed=int(seed))
@@ -83,6 +86,7 @@ class Optuna(Source):
         }
 
     def observe(self, number: int, params: Mapping[str, Any], value: float | None) -> None:
+        """Also takes trials that it has not suggested, of an earlier start; those of them that failed it ignores."""
         state = self._optuna.trial.TrialState
         if number in self._asked:
             trial = self._asked.pop(number)
@@ -138,6 +142,7 @@ class SweepSearch(Searcher):
         self._count = 0
 
     def suggest(self, trial_id: str) -> Any:
+        """The config of the next trial; None while there is no room for it; FINISHED: there are no more."""
         if self._over() or self._count >= self._samples:
             return Searcher.FINISHED
         if self._at_once is not None and len(self._configs) >= self._at_once:
@@ -146,18 +151,17 @@ class SweepSearch(Searcher):
         if number < len(self._recorded):
             config = self._recorded[number]
         else:
-            params = self._source.suggest(number)
-            if params is None:
-                return None
-            config = {"trial": number, "params": dict(params)}
+            config = {"trial": number, "params": dict(self._source.suggest(number))}
         self._count += 1
         self._configs[trial_id] = config
         return dict(config)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Keeps the best value of a trial; what is not finite is none."""
         self._note(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tells the source what has come of a trial, once; of those of the record it knows already."""
         if trial_id not in self._configs:
             return
         config = self._configs.pop(trial_id)
@@ -174,10 +178,8 @@ class SweepSearch(Searcher):
             self._best[trial_id] = best(value, self._best.get(trial_id, value))
 
     def save(self, checkpoint_path: str) -> None:
-        """The sweep's own record has all that is needed."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep goes on from its record")
+        """Writes nothing: a sweep goes on from its own record, and Tune is never asked to restore it."""
+        # Tune saves every searcher, and warns of those that raise NotImplementedError, as the base class does.
 
 
 def recorded_config(trial: Trial, params: Mapping[str, Any]) -> dict[str, Any]:

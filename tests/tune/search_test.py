@@ -86,11 +86,8 @@ class Asked(Source):
     def __init__(self):
         self.suggested = []
         self.told = []
-        self.ready = True
 
     def suggest(self, number):
-        if not self.ready:
-            return None
         self.suggested.append(number)
         return {"rate": float(number)}
 
@@ -136,14 +133,6 @@ def test_nothing_begins_after_the_end():
     over.append("Ctrl-C")
     assert search.suggest("b") == Searcher.FINISHED
     assert source.suggested == [0]
-
-
-def test_a_trial_that_may_not_start_yet_is_asked_for_again():
-    source, search = searching()
-    source.ready = False
-    assert search.suggest("a") is None
-    source.ready = True
-    assert search.suggest("a")["trial"] == 0
 
 
 def test_so_many_trials_are_under_way_and_no_more():
@@ -225,12 +214,12 @@ def test_a_trial_that_tune_made_otherwise_is_none_of_ours():
     assert len(source.told) == 1
 
 
-def test_the_record_is_all_that_is_saved(tmp_path):
+def test_the_record_is_all_that_is_saved(tmp_path, caplog):
+    """As Tune does it, which warns of a searcher that cannot be saved."""
     _, search = searching()
-    search.save(str(tmp_path / "state"))
+    search.save_to_dir(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(NotImplementedError):
-        search.restore(str(tmp_path / "state"))
+    assert caplog.records == []
 
 
 def test_what_tune_is_told_of_the_metric():
@@ -297,11 +286,6 @@ def test_without_optuna_the_error_says_how_to_get_it(monkeypatch):
     assert str(caught.value) == "--search optuna: Optuna is not installed; run: pip install optuna"
 
 
-@pytest.fixture
-def optuna():
-    return pytest.importorskip("optuna")
-
-
 def suggested(source, count, *, first=0):
     made = []
     for number in range(first, first + count):
@@ -310,7 +294,7 @@ def suggested(source, count, *, first=0):
     return made
 
 
-def test_optuna_suggests_values_of_the_spaces(optuna):
+def test_optuna_suggests_values_of_the_spaces():
     params = suggested(Optuna(ALL, mode="min", seed=1), 25)
     assert all(list(one) == list(ALL) for one in params)
     for key, space in ALL.items():
@@ -324,25 +308,25 @@ def test_optuna_suggests_values_of_the_spaces(optuna):
             assert len(set(found)) > 1
 
 
-def test_optuna_suggests_logarithms_that_are_equally_likely(optuna):
+def test_optuna_suggests_logarithms_that_are_equally_likely():
     rates = [one["rate"] for one in suggested(Optuna({"rate": LogUniform(1e-8, 1.0)}, mode="max", seed=1), 10)]
     assert sum(rate < 1e-3 for rate in rates) > 2
 
 
-def test_optuna_suggests_the_multiples_that_are_written(optuna):
+def test_optuna_suggests_the_multiples_that_are_written():
     """0.3, not 3 * 0.1."""
     space = QUniform(0.1, 0.9, 0.1)
     source = Optuna({"rate": space}, mode="min", seed=1)
     assert {one["rate"] for one in suggested(source, 25)} <= set(space.values())
 
 
-def test_optuna_is_seeded(optuna):
+def test_optuna_is_seeded():
     assert suggested(Optuna(ALL, mode="min", seed=1), 14) == suggested(Optuna(ALL, mode="min", seed=1), 14)
     assert suggested(Optuna(ALL, mode="min", seed=1), 3) != suggested(Optuna(ALL, mode="min", seed=2), 3)
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_optuna_learns(optuna, mode):
+def test_optuna_learns(mode):
     """Where values are the better the nearer x is to an end, most of the later suggestions are near it."""
     source = Optuna({"x": Uniform(0.0, 1.0)}, mode=mode, seed=0)
     found = []
@@ -353,7 +337,7 @@ def test_optuna_learns(optuna, mode):
     assert mean < 0.25 if mode == "min" else mean > 0.75
 
 
-def test_optuna_hears_of_failures(optuna):
+def test_optuna_hears_of_failures():
     source = Optuna(ALL, mode="min", seed=0)
     for number, value in enumerate((2.0, None)):
         source.observe(number, source.suggest(number), value)
@@ -363,7 +347,7 @@ def test_optuna_hears_of_failures(optuna):
     assert source._study.best_value == 2.0
 
 
-def test_optuna_has_not_all_spaces(optuna):
+def test_optuna_has_not_all_spaces():
     with pytest.raises(RequestError) as caught:
         Optuna({"x": Normal(0, 1)}, mode="min", seed=0)
     assert str(caught.value) == (
@@ -371,11 +355,11 @@ def test_optuna_has_not_all_spaces(optuna):
     )
 
 
-def test_optuna_is_asked_for_as_many_as_there_are_to_be(optuna):
+def test_optuna_is_asked_for_as_many_as_there_are_to_be():
     assert Optuna(ALL, mode="min", seed=0).size is None
 
 
-def test_optuna_learns_of_trials_of_an_earlier_start(optuna):
+def test_optuna_learns_of_trials_of_an_earlier_start():
     params = suggested(Optuna(ALL, mode="min", seed=1), 2)
     source = Optuna(ALL, mode="min", seed=1)
     for number, one in enumerate(params):
@@ -383,7 +367,7 @@ def test_optuna_learns_of_trials_of_an_earlier_start(optuna):
     assert [(trial.params, trial.value) for trial in source._study.trials] == [(one, one["rate"]) for one in params]
 
 
-def test_a_sweep_that_goes_on_with_optuna_tries_something_new(optuna):
+def test_a_sweep_that_goes_on_with_optuna_tries_something_new():
     first = suggested(Optuna(ALL, mode="min", seed=1), 3)
     again = Optuna(ALL, mode="min", seed=1)
     for number, params in enumerate(first):
@@ -392,7 +376,7 @@ def test_a_sweep_that_goes_on_with_optuna_tries_something_new(optuna):
     assert not set(rates) & {one["rate"] for one in first}
 
 
-def test_optuna_hears_of_a_recorded_trial_once(optuna):
+def test_optuna_hears_of_a_recorded_trial_once():
     """`sweep` tells it of the record before the first suggestion; Tune then repeats those trials."""
     params = suggested(Optuna(ALL, mode="min", seed=1), 3)
     trials = {
