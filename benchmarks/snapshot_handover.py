@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import handover_task
-import numpy as np
 import psutil
 from _compare import median, report
+from _machine import memcpy_seconds, written_bytes
 
 import raylingvo as rl
 from raylingvo.experiment import Checkpoints, Experiment, Reading, Snapshots, Train
@@ -60,8 +59,7 @@ class DiskWatch(View):
     def update(self, status: Any) -> None:
         reader = status["readers"][0]
         if reader["done"] and status["trainer"]["state"] == "training":
-            written = sum(_written(process) for process in psutil.Process().children(recursive=True))
-            self.written.append((reader["done"], written))
+            self.written.append((reader["done"], written_bytes(psutil.Process().children(recursive=True))))
 
     def bytes_per_snapshot(self) -> float | None:
         """None if the run was too short to be looked at before and after a snapshot."""
@@ -77,26 +75,9 @@ class DiskWatch(View):
         pass
 
 
-def _written(process: psutil.Process) -> int:
-    try:
-        return process.io_counters().write_bytes
-    except psutil.NoSuchProcess:
-        return 0
-
-
-def memcpy_seconds() -> float:
-    source, target = (np.ones(MEBIBYTES << 20, np.uint8) for _ in range(2))
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        np.copyto(target, source)
-        times.append(time.perf_counter() - start)
-    return median(times)
-
-
 def measure(dtype: str, snapshots: int, warmup: int) -> dict[str, Any]:
     every = 20
-    copies = [memcpy_seconds()]
+    copies = [memcpy_seconds(MEBIBYTES)]
     watch = DiskWatch()
     with tempfile.TemporaryDirectory() as folder:
         rl.run(experiment(dtype, snapshots * every, every), folder, view=watch)
@@ -104,7 +85,7 @@ def measure(dtype: str, snapshots: int, warmup: int) -> dict[str, Any]:
         train = read_metrics(Path(folder) / "train")[warmup:-1]
     if not evals:
         sys.exit("the Evaler saw too few snapshots after its start and the warm-up: raise --snapshots")
-    copies.append(memcpy_seconds())
+    copies.append(memcpy_seconds(MEBIBYTES))
     memcpy = median(copies)
     handover = [record["handover_seconds"] for record in evals]
     blocked = [record["snapshot_seconds"] for record in train]
