@@ -1,18 +1,22 @@
-"""What every test has: the CPU, a compilation cache, strict ranks, `--update-golden`, and Lingvo's golden vectors."""
+"""What every test has: the CPU, a compilation cache, strict ranks, golden files and vectors, and gates."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from gates import Gate
 
 # JAX reads these when it is imported, in this process and in those that tests start.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -56,6 +60,15 @@ def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(), f"{path} differs; if it should, run pytest --update-golden and review the diff"
 
     return check
+
+
+@pytest.fixture
+def new_gate(tmp_path: Path) -> Iterator[Callable[[str], Gate]]:
+    """new_gate(name): a gate that is closed until the test opens it."""
+    from gates import Gate  # imports JAX, which the settings above come before
+
+    with contextlib.ExitStack() as opened:
+        yield lambda name: opened.enter_context(contextlib.closing(Gate(tmp_path / name)))
 
 
 @pytest.fixture(scope="session")

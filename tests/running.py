@@ -1,11 +1,11 @@
-"""Runs in threads of a test, whose live view the test can wait on."""
+"""A Ray of the tests' own, and runs in threads of a test, whose live view the test can wait on."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,24 @@ import psutil
 import toy
 
 from raylingvo.experiment import Experiment, Reading, Snapshots
-from raylingvo.monitor.live import View
+from raylingvo.monitor.live import Screen, View
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training import checkpoints
 from raylingvo.training.state import init_state
 
 SECONDS = 120  # nothing here takes so long unless it hangs
+
+
+@contextlib.contextmanager
+def own_ray(num_cpus: int) -> Iterator[None]:
+    """A Ray of its own, in which all actors start until the end."""
+    import ray
+
+    ray.init(address="local", num_cpus=num_cpus, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def processes(parent: int | None = None, *, kind: str = "") -> list[psutil.Process]:
@@ -34,18 +46,12 @@ def processes(parent: int | None = None, *, kind: str = "") -> list[psutil.Proce
     return found
 
 
-class Watcher(View):
-    """A view that a test can wait on."""
+class Events(Screen):
+    """What a run or a sweep shows, as a test can wait on it."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
-        self.statuses: list[Any] = []
         self._changed = threading.Condition()
-
-    def update(self, status: Any) -> None:
-        with self._changed:
-            self.statuses.append(status)
-            self._changed.notify_all()
 
     def event(self, text: str) -> None:
         with self._changed:
@@ -55,14 +61,27 @@ class Watcher(View):
     def close(self) -> None:
         pass
 
+    def wait_for_event(self, part: str) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: any(part in event for event in self.events), SECONDS), self.events
+
+
+class Watcher(Events, View):
+    """A view that a test can wait on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statuses: list[Any] = []
+
+    def update(self, status: Any) -> None:
+        with self._changed:
+            self.statuses.append(status)
+            self._changed.notify_all()
+
     def wait_for(self, condition: Callable[[Any], Any]) -> None:
         """Until `condition` holds for the newest status."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.statuses and condition(self.statuses[-1]), SECONDS)
-
-    def wait_for_event(self, part: str) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: any(part in event for event in self.events), SECONDS), self.events
 
 
 class Running:

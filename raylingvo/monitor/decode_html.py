@@ -13,25 +13,14 @@ from typing import Any
 from raylingvo.errors import RequestError
 from raylingvo.monitor import text
 from raylingvo.monitor.decode_compare import Column, Comparison, Example, Output, best_text
+from raylingvo.monitor.web_page import web_page
 
 # Words, single characters of scripts that put no space between words, punctuation, and white space.
 _CJK = "\u2e80-\u9fff\uf900-\ufaff"
 _PIECES = re.compile(rf"\s+|[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #ccc; --dim: #666; --card: #fff; --page: #f4f4f5; --text: #18181b;
-  --mark: #fde68a; --up: #15803d; --down: #b91c1c; }
-@media (prefers-color-scheme: dark) { :root { --line: #3f3f46; --dim: #a1a1aa; --card: #1f1f23; --page: #131316;
-  --text: #e4e4e7; --mark: #7c5c10; --up: #4ade80; --down: #f87171; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 90rem; background: var(--page); color: var(--text);
-  font: 15px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.2rem; margin: 0 0 .6rem; }
-.wide { overflow-x: auto; margin-bottom: .8rem; }
-table { border-collapse: collapse; font-size: .88rem; }
-th, td { text-align: left; vertical-align: top; padding: .15rem .9rem .15rem 0; border-bottom: 1px solid var(--line); }
-tbody th { font-weight: normal; color: var(--dim); }
-.dim, dt, summary { color: var(--dim); font-size: .85rem; }
+dt, summary { color: var(--dim); font-size: .85rem; }
 form { position: sticky; top: 0; display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center;
   padding: .5rem 0; background: var(--page); }
 input[type=search], select { font: inherit; padding: .2rem .4rem; max-width: 100%; }
@@ -42,9 +31,7 @@ dl { margin: 0; } dd { margin: 0 0 .25rem; overflow-wrap: anywhere; white-space:
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: .5rem 1.2rem;
   border-top: 1px solid var(--line); padding-top: .4rem; }
 .columns > section { min-width: 0; }
-p { margin: .1rem 0; overflow-wrap: anywhere; }
 mark { background: var(--mark); color: inherit; border-radius: .15rem; }
-ol { margin: .2rem 0; padding-left: 1.6rem; overflow-wrap: anywhere; }
 .up { color: var(--up); } .down { color: var(--down); }
 [hidden] { display: none; }
 """
@@ -105,10 +92,7 @@ def page(comparison: Comparison) -> str:
         ]
     )
     cards = "".join(_card(comparison.columns, i, example) for i, example in enumerate(comparison.examples))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n"
+    body = (
         f"{_facts(comparison)}\n"
         f'<form><label>Order <select name="sort">{sort}</select></label>'
         '<label>Find <input type="search" name="find"></label>'
@@ -116,8 +100,9 @@ def page(comparison: Comparison) -> str:
         '<output id="shown"></output></form>\n'
         '<p class="dim">Beside each output: chrF of that sentence, 0 to 100; beside each example: the last one less '
         "the first. <mark>Marked</mark>: words that are not in the reference, or elsewhere.</p>\n"
-        f"<main>{cards}</main>\n<script>{_SCRIPT}</script></body></html>\n"
+        f"<main>{cards}</main>\n"
     )
+    return web_page(title, body, style=_STYLE, script=_SCRIPT)
 
 
 def _facts(comparison: Comparison) -> str:

@@ -6,8 +6,7 @@ import abc
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TextIO, get_args
 
 from rich.console import Console, Group, RenderableType
@@ -16,9 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from raylingvo.monitor import text
+from raylingvo.monitor.live import Clock, Screen, redrawable
 from raylingvo.tune.record import Status, Sweep, Trial, best_trial, ranked, short_keys, value_text
-
-Clock = Callable[[], float]  # Unix seconds
 
 _SECONDS_BETWEEN_FRAMES = 0.1
 # Trials side by side take the lead from each other at almost every evaluation; a log need not follow each time.
@@ -30,44 +28,30 @@ _STYLES = {"running": "green", "finished": "bold green", "stopped": "yellow", "f
 
 
 class RunningTrial(NamedTuple):
+    """How far a trial is that runs; steps_per_second is None before the first report."""
+
     step: int
     max_steps: int
     steps_per_second: float | None
     phase: str  # starting, compiling, training, ...
 
 
-class Board(abc.ABC):
-    """Shows a sweep; a context manager, so that the terminal is restored whatever happens. For one thread."""
+class Board(Screen):
+    """Shows a sweep while it goes on."""
 
     @abc.abstractmethod
     def update(self, sweep: Sweep, running: Mapping[int, RunningTrial]) -> None:
         """Takes note of the sweep's state; may be called as often as one likes. running: by the trial's number."""
 
-    @abc.abstractmethod
-    def event(self, text: str) -> None:
-        """Shows a one-line happening that stays on the screen."""
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Shows how it stands and gives the terminal back; closing twice is fine."""
-
-    def __enter__(self) -> Board:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def open_board(stream: TextIO | None = None, *, clock: Clock = time.time) -> Board:
-    """A table that is redrawn in place if `stream` (default: stderr) is a terminal that can, else plain lines."""
+    """A table that is redrawn in place if `stream` (default: stderr) is a terminal that can, else plain lines.
+
+    clock: Unix seconds.
+    """
     out: TextIO = sys.stderr if stream is None else stream
-    console = Console(file=out)
-    # The stream itself is asked: FORCE_COLOR makes rich take any file for a terminal.
-    if out.isatty() and not console.is_dumb_terminal:
-        return TableBoard(console, clock=clock)
-    return PlainBoard(out, clock=clock)
+    console = redrawable(out)
+    return PlainBoard(out, clock=clock) if console is None else TableBoard(console, clock=clock)
 
 
 class TableBoard(Board):
@@ -85,6 +69,7 @@ class TableBoard(Board):
         self._live.start()
 
     def update(self, sweep: Sweep, running: Mapping[int, RunningTrial]) -> None:
+        """Draws the table anew, at most every 0.1 s."""
         self._shown = sweep, dict(running)
         # abs: a clock that is set back must not stop the picture.
         if abs(self._clock() - self._drawn_at) >= _SECONDS_BETWEEN_FRAMES:
@@ -229,6 +214,7 @@ class PlainBoard(Board):
         self._closed = False
 
     def update(self, sweep: Sweep, running: Mapping[int, RunningTrial]) -> None:
+        """Says what has changed since the last time; who leads, every 30 s at most or when a trial has ended."""
         if self._sweep is None:
             self._introduce(sweep)
         self._sweep = sweep
@@ -243,6 +229,7 @@ class PlainBoard(Board):
         self._stream.flush()
 
     def close(self) -> None:
+        """Says how the sweep has ended and which trial is the best, once."""
         if self._sweep is None or self._closed:
             return
         self._closed = True

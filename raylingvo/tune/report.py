@@ -13,7 +13,7 @@ from typing import Any
 
 from raylingvo.monitor import text
 from raylingvo.monitor.atomic import write_atomically
-from raylingvo.monitor.decode_html import _STYLE as _PAGE_STYLE  # the same look
+from raylingvo.monitor.web_page import web_page
 from raylingvo.tune import pictures
 from raylingvo.tune.record import Sweep, Trial, best_trial, columns, ranked, rows, value_text
 
@@ -64,18 +64,15 @@ def write(sweep: Sweep, directory: Path) -> Path:
 def page(sweep: Sweep, pngs: Mapping[str, bytes]) -> str:
     """The HTML. pngs: file name -> content of the pictures, in the order in which they are shown."""
     title = f"Sweep of {sweep.request['experiment']}: {sweep.mode} {sweep.metric}"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_PAGE_STYLE}{_STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n"
+    body = (
         f"{_facts(_status(sweep))}\n"
         f"<h2>Best configuration</h2>\n{_best(sweep)}\n"
         f"<h2>Pictures</h2>\n{''.join(_picture(name, png) for name, png in pngs.items())}\n"
         f"<h2>Leaderboard</h2>\n{_leaderboard(sweep)}\n"
         f"{_failed(sweep)}"
         f"<h2>What was asked for</h2>\n{_facts(_request(sweep))}\n"
-        f"<script>{_SCRIPT}</script></body></html>\n"
     )
+    return web_page(title, body, style=_STYLE, script=_SCRIPT)
 
 
 def _status(sweep: Sweep) -> list[tuple[str, str]]:

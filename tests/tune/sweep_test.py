@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import json
@@ -17,7 +16,7 @@ import gates
 import psutil
 import pytest
 import toy
-from running import Running, assert_same_end, gated, processes, steps_of
+from running import SECONDS, Events, Running, assert_same_end, gated, own_ray, processes, steps_of
 
 import raylingvo as rl
 from raylingvo import config
@@ -30,55 +29,20 @@ from raylingvo.tune.sweep import SweepFailed, SweepResult
 pytestmark = pytest.mark.ray
 
 RATE = "learner.learning_rate"
-SECONDS = 120  # nothing here takes so long unless it hangs
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One Ray for all tests; two trials fit into it."""
-    import ray
-
-    options: dict[str, Any] = {"logging_level": "ERROR", "include_dashboard": False}
-    ray.init(address="local", num_cpus=2, log_to_driver=False, **options)
-    yield
-    ray.shutdown()
+    with own_ray(num_cpus=2):
+        yield
 
 
-@pytest.fixture
-def new_gate(tmp_path: Path) -> Iterator[Callable[[str], gates.Gate]]:
-    """new_gate(name): a gate that is closed until the test opens it."""
-    with contextlib.ExitStack() as opened:
-        yield lambda name: opened.enter_context(contextlib.closing(gates.Gate(tmp_path / name)))
-
-
-class Watcher(Board):
-    """A leaderboard that a test can wait on."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-        self._changed = threading.Condition()
-        self._sweep: record.Sweep | None = None
+class Watcher(Events, Board):
+    """A leaderboard whose events a test can wait on."""
 
     def update(self, sweep: record.Sweep, running: Any) -> None:
-        with self._changed:
-            self._sweep = sweep
-            self._changed.notify_all()
-
-    def event(self, text: str) -> None:
-        with self._changed:
-            self.events.append(text)
-            self._changed.notify_all()
-
-    def close(self) -> None:
         pass
-
-    def wait_for(self, condition: Callable[[record.Sweep], Any]) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: self._sweep and condition(self._sweep), SECONDS), self._sweep
-
-    def wait_for_event(self, part: str) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: any(part in event for event in self.events), SECONDS), self.events
 
 
 def experiment(**train: Any) -> Experiment:
