@@ -5,10 +5,10 @@ import io
 import math
 
 import pytest
+import toy_sweep
 from rich.console import Console
 
 from raylingvo.tune.board import PlainBoard, RunningTrial, TableBoard, leaderboard, open_board
-from raylingvo.tune.record import Sweep, Trial
 
 SHOW_CURSOR = "\x1b[?25h"
 HIDE_CURSOR = "\x1b[?25l"
@@ -17,21 +17,11 @@ KEYS = ("learner.learning_rate", "model.encoder.dropout", "model.decoder.dropout
 
 def trial(number, *values, **fields):
     params = {key: round(0.001 * (number + i + 1), 6) for i, key in enumerate(KEYS)} | {"model.depth": 3}
-    history = tuple((10 * (i + 1), value) for i, value in enumerate(values))
-    return Trial(**{"number": number, "params": params, "history": history, "step": 10 * len(values)} | fields)
+    return toy_sweep.trial(number, *values, **{"params": params, "status": "pending"} | fields)
 
 
 def sweep(*trials, **fields):
-    request = {
-        "experiment": "toy.Toy",
-        "params": dict.fromkeys(KEYS, "uniform(0, 1)"),
-        "metric": "test/loss",
-        "mode": "min",
-        "scheduler": "asha",
-        "search": "random",
-        "samples": 40,
-    }
-    return Sweep(**{"request": request, "status": "running", "started": 1000.0, "trials": trials} | fields)
+    return toy_sweep.sweep(*trials, spaces=dict.fromkeys(KEYS, "uniform(0, 1)"), started=1000.0, **fields)
 
 
 @pytest.fixture

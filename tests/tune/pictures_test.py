@@ -1,14 +1,15 @@
 """What the pictures show, asked of the figures, and that no sweep, however odd, cannot be drawn."""
 
+import dataclasses
 import math
 
 import pytest
+import toy_sweep
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
 from raylingvo.tune import pictures
 from raylingvo.tune.pictures import PICTURES, draw, metric_by_step, parallel_coordinates, params
-from raylingvo.tune.record import Sweep, Trial
 
 NAN = math.nan
 SPACES = {
@@ -29,17 +30,12 @@ def trial(number, *values, status="finished", **changed):
         "model.layers": (2, 4, 16)[number % 3],
         "model.norm": ("layer", "rms", True)[number % 3],
     }
-    history = tuple((10 * (i + 1), value) for i, value in enumerate(values))
-    return Trial(number=number, params=given | changed, status=status, history=history)
+    return toy_sweep.trial(number, *values, params=given | changed, status=status)
 
 
 def sweep(*trials, mode="min", spaces=SPACES):
-    request = {"experiment": "toy.Toy", "params": spaces, "metric": "test/loss", "mode": mode}
-    trials = [
-        Trial(number=t.number, params={k: t.params[k] for k in spaces}, status=t.status, history=t.history)
-        for t in trials
-    ]
-    return Sweep(request=request, status="running", started=0.0, trials=tuple(trials))
+    trials = [dataclasses.replace(t, params={key: t.params[key] for key in spaces}) for t in trials]
+    return toy_sweep.sweep(*trials, mode=mode, spaces=spaces)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_sweep import sweep, trial
 
 from raylingvo.errors import RequestError
 from raylingvo.tune.record import (
@@ -26,23 +27,6 @@ from raylingvo.tune.record import (
 
 NAN = math.nan
 INF = math.inf
-
-
-def sweep(*trials, mode="min", **fields):
-    request = {
-        "experiment": "toy.Toy",
-        "params": {"learner.lr": "loguniform(1e-4, 1)", "model.norm": "choice(a, b)"},
-        "metric": "test/loss",
-        "mode": mode,
-        "scheduler": "asha",
-    }
-    return Sweep(**{"request": request, "status": "running", "started": 5.0, "trials": trials} | fields)
-
-
-def trial(number, *values, status="finished", **fields):
-    history = tuple((10 * (i + 1), value) for i, value in enumerate(values))
-    params = {"learner.lr": 0.1 / (number + 1), "model.norm": "ab"[number % 2]}
-    return Trial(**{"number": number, "params": params, "status": status, "history": history} | fields)
 
 
 def same(a, b):
@@ -174,7 +158,7 @@ def test_the_leaderboard(tmp_path):
     ]  # fmt: skip
     assert [row["trial"] for row in read_back] == ["2", "0", "1"]
     assert list(read_back[1].values()) == [
-        *("2", "0", "finished", "3.0", "10", "nan", "25", "1.5", "0.1", "a", "", "", "trials/0000")
+        *("2", "0", "finished", "3.0", "10", "nan", "25", "1.5", "0.123456789", "a", "", "", "trials/0000")
     ]
     assert [read_back[2][f"params/{key}"] for key in odd] == ["inf", "true", 'a, "b"']
     assert read_back[2]["error"] == "disk, full"

@@ -7,8 +7,8 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+from toy_sweep import sweep, trial
 
-from raylingvo.tune.record import Sweep, Trial
 from raylingvo.tune.report import _SCRIPT, page, write
 
 VOID = {"meta", "img"}
@@ -54,25 +54,6 @@ class Tree(HTMLParser):
         return pairs
 
 
-def sweep(*trials, **fields):
-    request = {
-        "experiment": "toy.Toy",
-        "params": {"learner.lr": "loguniform(1e-4, 1)", "model.norm": "choice(a, b)"},
-        "metric": "test/loss",
-        "mode": "min",
-        "scheduler": "asha",
-        "samples": 20,
-        "seed": None,
-    }
-    return Sweep(**{"request": request, "status": "running", "started": 5.0, "trials": trials} | fields)
-
-
-def trial(number, *values, status="finished", **fields):
-    history = tuple((10 * (i + 1), value) for i, value in enumerate(values))
-    params = {"learner.lr": 0.123456789 / (number + 1), "model.norm": "ab"[number % 2]}
-    return Trial(**{"number": number, "params": params, "status": status, "history": history} | fields)
-
-
 @pytest.fixture
 def three():
     failed = trial(2, 0.5, status="failed", step=15, error=f"ValueError: {NASTY}")
@@ -105,7 +86,7 @@ def test_what_was_asked_for_and_how_it_stands(three):
     assert facts["ended"].endswith("after 1:00:00")
     assert facts["trained"] == "0:01:00 in all trials"
     assert facts["params: learner.lr"] == "loguniform(1e-4, 1)"
-    assert (facts["scheduler"], facts["samples"]) == ("asha", "20")
+    assert (facts["scheduler"], facts["samples"]) == ("asha", "40")
     assert "seed" not in facts
 
 
@@ -137,9 +118,9 @@ def test_the_leaderboard(three):
         ["2", "0000", "finished", "3.0000", "10", "nan"],
         ["3", "0002", "failed", "0.5000", "10", "0.5000"],
     ]
-    assert rows[0][6:] == ["0", "0.0000", "0.06173", "b", "trials/0001"]
+    assert rows[0][6:] == ["20", "0.0000", "0.06173", "b", "trials/0001"]
     values = [cell["attrs"]["data-value"] for cell in tree.all("td", tree.all("tr", table)[2])]
-    assert values == ["2", "0", "finished", "3.0", "10", "", "0", "60.0", "0.123456789", "a", "trials/0000"]
+    assert values == ["2", "0", "finished", "3.0", "10", "", "20", "60.0", "0.123456789", "a", "trials/0000"]
     assert [row["attrs"].get("class") for row in tree.all("tr", table)[1:]] == ["best", None, None]
 
 

@@ -5,27 +5,21 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from raylingvo.tune.record import Sweep, Trial
+import toy_sweep
+
 from raylingvo.tune.summary import format_sweep
 from raylingvo.tune.sweep import SweepResult
 
 
 def trial(number, *values, **fields):
     params = {"learner.learning_rate": 0.1 / (number + 3), "task.norm": None if number % 2 else "layer"}
-    history = tuple((10 * (i + 1), value) for i, value in enumerate(values))
-    made = {"number": number, "params": params, "history": history, "status": "finished", "step": 10 * len(values)}
-    return Trial(**made | fields)
+    return toy_sweep.trial(number, *values, params=params, **fields)
 
 
-def result(*trials, mode="min", **fields):
-    request = {
-        "experiment": "toy.Toy",
-        "params": {"learner.learning_rate": "loguniform(1e-4, 1)", "task.norm": "choice(layer, none)"},
-        "metric": "test/loss",
-        "mode": mode,
-    }
-    ended = {"status": "finished", "stop_reason": "all trials have ended", "started": 5.0, "ended": 9.0}
-    return SweepResult(Path("/logs/a"), Sweep(request=request, trials=trials, **ended | fields))
+def result(*trials, **fields):
+    spaces = {"learner.learning_rate": "loguniform(1e-4, 1)", "task.norm": "choice(layer, none)"}
+    ended = {"status": "finished", "stop_reason": "all trials have ended", "ended": 9.0}
+    return SweepResult(Path("/logs/a"), toy_sweep.sweep(*trials, spaces=spaces, **ended | fields))
 
 
 def test_the_summary():
