@@ -77,6 +77,7 @@ class Book:
         self.save()
 
     def sweep(self) -> Sweep:
+        """All that is known, as the record has it; the trials by number."""
         return Sweep(
             request=self.request.to_json(),
             status=self.status,
@@ -87,10 +88,12 @@ class Book:
         )
 
     def update(self, number: int, **fields: Any) -> Trial:
+        """Changes fields of a trial, and returns it as it now is. Raises KeyError for a trial that there is not."""
         self.trials[number] = dataclasses.replace(self.trials[number], **fields)
         return self.trials[number]
 
     def count(self, status: Status) -> int:
+        """How many trials have this status."""
         return sum(trial.status == status for trial in self.trials.values())
 
     def outcome(self) -> tuple[SweepStatus, str]:
@@ -106,6 +109,7 @@ class Book:
         return all(trial is not None and trial.status in record.ENDED for trial in there)
 
     def add(self, number: int, params: Mapping[str, Any]) -> None:
+        """A trial, pending; one that is there already stays as it is."""
         self.trials.setdefault(number, Trial(number=number, params=dict(params)))
 
     def value(self, number: int, step: int, value: float) -> None:
@@ -115,7 +119,7 @@ class Book:
             self.update(number, history=(*trial.history, (step, value)), step=max(step, trial.step))
 
     def running(self, number: int, **news: Any) -> None:
-        """How far a trial is that runs."""
+        """How far a trial is that runs; news: step, steps_per_second and phase of a RunningTrial."""
         self._running[number] = RunningTrial(
             step=news["step"],
             max_steps=self.request.max_steps,
@@ -124,17 +128,21 @@ class Book:
         )
 
     def not_running(self, number: int) -> None:
+        """The opposite of `running`: the board shows its status alone."""
         self._running.pop(number, None)
 
     def show(self) -> None:
+        """Lets the board have the state; at most every second it is saved, too. To be called often."""
         if time.monotonic() - self._saved >= _SAVE_SECONDS:
             self.save()
         self._board.update(self.sweep(), self._running)
 
     def event(self, text: str) -> None:
+        """Shows a one-line happening."""
         self._board.event(text)
 
     def save(self) -> None:
+        """Writes the record, and best/config.yaml if there is a new best value. Raises OSError, naming the file."""
         self._saved = time.monotonic()
         sweep = self.sweep()
         record.write(sweep, self.directory)

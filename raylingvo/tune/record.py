@@ -122,10 +122,12 @@ class Sweep:
 
     @property
     def metric(self) -> str:
+        """DATASET/NAME."""
         return self.request["metric"]
 
     @property
     def mode(self) -> str:
+        """min or max: which values of the metric are the better ones."""
         return self.request["mode"]
 
     @property
@@ -134,6 +136,7 @@ class Sweep:
         return list(dict.fromkeys([*self.request["params"], *(key for trial in self.trials for key in trial.params)]))
 
     def to_json(self) -> dict[str, Any]:
+        """A JSON value; see `Trial.to_json`."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields | {"request": dict(self.request), "trials": [trial.to_json() for trial in self.trials]}
 
