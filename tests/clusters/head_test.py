@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 from command_line import command_of
 
@@ -129,6 +130,26 @@ def head() -> Iterator[Head]:
                 process.wait(SECONDS)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+# In the place of `ssh`: forwards the port that -L names to FORWARD_TO, and stays, as it would for Ray's launcher.
+SSH = """#!{python}
+import os, socket, sys, threading
+
+def pump(source, target):
+    while data := source.recv(65536):
+        target.sendall(data)
+    target.shutdown(socket.SHUT_WR)
+
+if "-L" in sys.argv:
+    port = int(sys.argv[sys.argv.index("-L") + 1].partition(":")[0])
+    server = socket.create_server(("127.0.0.1", port))
+    while True:
+        here, _ = server.accept()
+        there = socket.create_connection(("127.0.0.1", int(os.environ["FORWARD_TO"])))
+        for ends in ((here, there), (there, here)):
+            threading.Thread(target=pump, args=ends, daemon=True).start()
+"""
 
 
 # --- the document ---
@@ -256,6 +277,32 @@ def test_too_large_a_folder_and_a_job_that_is_not_there(head: Head) -> None:
     unknown = head.submit("--follow", "raysubmit_x")
     assert unknown.returncode == 2
     assert unknown.stderr.endswith(f"--address {head.url}: there is no job raysubmit_x; `ray job list` shows them\n")
+
+
+@pytest.mark.ray
+def test_the_head_of_a_cluster_file_is_reached_over_ssh_and_left_again(head: Head) -> None:
+    cluster = head.project / "mine.yaml"
+    text = (DOCUMENT.parents[1] / "clusters" / "local.yaml").read_text()
+    cluster.write_text(text.replace("YOUR-USER", "me"))
+    down = head.run("raylingvo", "submit", "--cluster", "mine.yaml", "--follow", "raysubmit_x")
+    assert (down.returncode, down.stdout, down.stderr.count("\n")) == (2, "", 1)
+    assert down.stderr.startswith("raylingvo: --cluster mine.yaml: no way to its head (")
+    assert down.stderr.endswith("; to start it: ray up mine.yaml\n")
+
+    # As `ray up` leaves it.
+    tags = {"ray-node-type": "head", "ray-node-status": "up-to-date", "ray-node-name": "head"}
+    state = {"10.0.0.1": {"tags": tags, "state": "running"}}
+    (head.folder / "ray" / "cluster-raylingvo-local.state").write_text(json.dumps(state))
+    programs = head.folder / "programs"
+    programs.mkdir()
+    (programs / "ssh").write_text(SSH.format(python=sys.executable))
+    (programs / "ssh").chmod(0o755)
+    there = {"FORWARD_TO": head.url.rpartition(":")[2], "PATH": f"{programs}{os.pathsep}{head.environment['PATH']}"}
+    reached = head.run("raylingvo", "submit", "--cluster", "mine.yaml", "--follow", "raysubmit_x", **there)
+    nothing = "--cluster mine.yaml: there is no job raysubmit_x; `ray job list` shows them"
+    assert (reached.returncode, reached.stderr.splitlines()[-1]) == (2, f"raylingvo: {nothing}")
+    running = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    assert [command for command in running if str(programs / "ssh") in command] == []
 
 
 @pytest.mark.ray
