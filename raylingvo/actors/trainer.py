@@ -110,8 +110,9 @@ class Trainer:
     def adopt(self, adoption: Adoption) -> None:
         """Before the next step, takes weights, averages and optimizer from another run, and sets other values.
 
-        The same steps and batches follow. What is saved from then on knows the values, and a checkpoint is due: a run
-        that is killed should not go on from weights that it had given up. For one host.
+        The same steps and batches follow. What is saved from then on knows the values. With the next snapshot a
+        checkpoint is due: a run that is killed should not go on from weights other than those that were evaluated. For
+        one host.
         """
         self._adoption = adoption
 
@@ -168,7 +169,7 @@ class Trainer:
                 previous = None if rolled_back else outcome
                 if self._step % self._settings.report_every_steps == 0:
                     self._report()
-                if self._decided.checkpoint or self._snapshot_due():
+                if self._decided.checkpoint or self._snapshot_due(self._step):
                     self._publish()
                 self._agreed = self._agreed._replace(checkpoint=False)  # done, and not again if nothing new is agreed
             self._check_finite(previous)
@@ -365,11 +366,11 @@ class Trainer:
         if self._reporter is not None:
             self._reporter.report(self._step, self._metrics)
 
-    def _snapshot_due(self) -> bool:
-        return self._step % self._settings.snapshots.every_steps == 0
+    def _snapshot_due(self, step: int) -> bool:
+        return step % self._settings.snapshots.every_steps == 0
 
     def _checkpoint_due(self, step: int) -> bool:
-        if self._last_checkpoint == _OUTDATED:
+        if self._last_checkpoint == _OUTDATED and self._snapshot_due(step):
             return True
         policy = self._settings.checkpoints
         every = policy.every_steps
@@ -385,7 +386,7 @@ class Trainer:
         # A state in the middle of a streak of skipped updates is none to go back to.
         good = int(self._state.nonfinite_in_a_row) == 0
         to_checkpoint = self._last_checkpoint != self._step if last else good and self._decided.checkpoint
-        to_store = self._last_snapshot != self._step and (last or to_checkpoint or self._snapshot_due())
+        to_store = self._last_snapshot != self._step and (last or to_checkpoint or self._snapshot_due(self._step))
         if not (to_store or to_checkpoint):
             return
         with_rest = last or (good and self._num_snapshots % self._settings.snapshots.state_every == 0)

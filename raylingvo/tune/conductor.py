@@ -156,6 +156,9 @@ class Conductor(tune.Callback):
     def _on_adopted(self, number: int, adopted: Sequence[Adopted]) -> None:
         """All that a trial has taken from others, as it knows itself: it may have forgotten some when it was killed."""
         trial = self._book.trials[number]
+        for forgotten in trial.changes[len(adopted) :]:  # evaluations with it are of weights that there are no more
+            history = tuple(point for point in trial.history if point[0] <= forgotten["step"])
+            trial = self._book.update(number, history=history)
         params = dict(trial.changes[0]["before"] if trial.changes else trial.params)
         changes = []
         for taken in adopted:

@@ -93,6 +93,8 @@ def test_the_record_has_what_a_trial_knows_of_itself(tmp_path: Path) -> None:
     """Also when it knows less than before: it was killed before that was on disk."""
     sweep = Sweep(tmp_path)
     sweep.start(1)
+    for step in (4, 8, 12):
+        sweep.book.value(1, step, 1.0)
     first, second = adopted(5, 0, 0.3), adopted(10, 0, 0.4)
     changes: list[Any] = []
     for known in ([first], [first, second], [first], []):
@@ -102,6 +104,10 @@ def test_the_record_has_what_a_trial_knows_of_itself(tmp_path: Path) -> None:
         assert trial.params == {RATE: [0.2, 0.3, 0.4][len(known)]}
         assert [change["step"] for change in trial.changes] == [5, 10][: len(known)]
         changes = [*trial.changes] if len(known) == 2 else changes
+        # Evaluations with what it has forgotten are of weights that are gone.
+        assert [step for step, _ in trial.history] == (
+            [4, 8, 12] if not changes else [[4], [4, 8], [4, 8, 12]][len(known)]
+        )
         # What a donor has is varied: unless it is drawn anew, by these factors.
         sweep.population.judge(1, 100, 1.0)
         exploits = [sweep.population.judge(0, 100, 2.0) for _ in range(50)]
