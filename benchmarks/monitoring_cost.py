@@ -1,36 +1,35 @@
-"""What metrics cost a run: steps/s with them exported and scraped, against the same run without.
+"""What metrics cost a run: steps/s while they are exported and scraped, against the same run while they are not.
 
-Two runs, each with an Evaler and a Ray of its own. One exports its metrics, as runs do, and is asked for them as
-Prometheus would; the other has RAYLINGVO_EXPORT_METRICS=0. They take turns of a few seconds, in which the other is
-stopped (SIGSTOP): two turns, one of each, are a pair, and the order changes from pair to pair. The rate of a turn is
-that between its first and its last report. `cost` is 1 - the median over the pairs of (rate with / rate without);
-`error` its standard error. Goal: cost < 0.01. `cpu_cost` compares the processor time that a step takes in all turns,
-of all processes of the run, Ray's too: others on the machine disturb it less. Exporting all gauges of a role once,
-which happens every 5 s, takes `export_microseconds`: as a share of one core that is `export_share`. Prints one JSON
-line.
+One run, with an Evaler and a Ray of its own. Metrics are switched on and off in turns of a few seconds. Meanwhile
+Trainer and Evaler export them and this process scrapes them as Prometheus would, or nobody does. Turns are short, so
+all of that happens every second: five and ten times as often as by default. (The SnapshotStore's go on; they are not
+on the path of a step.) Two turns, one of each, are a pair, and the order changes from pair to pair. The rate of a turn
+is that between its first and its last report.
+
+`cost` is 1 - the median over the pairs of (rate with / rate without), and `error` its standard error: what else runs on
+the machine is in it. `cpu_cost` compares the processor time of the Trainer's process for a step, over all turns, which
+others disturb less. Goal: < 0.01. Exporting all gauges of a role once, which happens every 5 s, takes
+`export_microseconds`: as a share of one core that is `export_share`. Prints one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import math
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 from _compare import report
+from monitoring_task import EVERY_SECONDS, Switched, export_while
 
 import raylingvo as rl
 from raylingvo.actors import metrics
@@ -40,43 +39,41 @@ from raylingvo.monitor.live import View
 from raylingvo.monitor.metrics_log import read_metrics
 
 EXPERIMENT = "image.digits.LeNet5"
-TURN_SECONDS = 4.0
 WARM_UP_STEPS = 100
+REPORT_INTERVAL = "RAY_metrics_report_interval_ms"
 
 
-def experiment() -> rl.Experiment:
+def experiment(switch: Path) -> rl.Experiment:
+    plain = rl.get(EXPERIMENT)
+    task: Any = plain.task
     settings = {
+        "task": Switched(model=task.model, switch=str(switch)),
         "train.batch_size": 256,
         "train.max_steps": 10**9,
-        "train.report_every_steps": 5,
+        "train.report_every_steps": 2,
         "train.snapshots": Snapshots(),
         "train.checkpoints": Checkpoints(),
         "decode": {},
     }
-    return rl.override(rl.get(EXPERIMENT), settings)
+    return rl.override(plain, settings)
 
 
-class Child(View):
-    """Tells the parent where its Ray can be asked for metrics, and what an export takes."""
+class Turns(View):
+    """Starts the turns when the run has warmed up, and stops the run when they are over."""
 
-    def __init__(self) -> None:
-        self._told = False
+    def __init__(self, logdir: Path, switch: Path, pairs: int, seconds: float):
+        self._switch, self._pairs, self._seconds = switch, pairs, seconds
+        self._train = logdir / "train"
+        self._thread: threading.Thread | None = None
+        self.over = False
+        self.rates: dict[bool, list[float]] = {True: [], False: []}
+        self.used = {True: [0.0, 0], False: [0.0, 0]}  # the Trainer's seconds of processors, and its steps
+        self.export_seconds = math.nan
 
-    def update(self, status: Any) -> None:
-        if self._told or status["trainer"]["step"] < WARM_UP_STEPS:
-            return
-        self._told = True
-        import ray
-
-        node = ray.nodes()[0]
-        samples = [Sample(metric.name, 1.0, "trainer", "train") for metric in EXPORTED if metric.kind == "gauge"]
-        metrics.export("measured", samples)
-        start = time.perf_counter()
-        for _ in range(100):
-            metrics.export("measured", samples)
-        seconds = (time.perf_counter() - start) / 100
-        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        print(json.dumps({"url": url, "export_seconds": seconds}), flush=True)
+    def update(self, status: Mapping[str, Any]) -> None:
+        if self._thread is None and status["trainer"]["step"] >= WARM_UP_STEPS:
+            self._thread = threading.Thread(target=self._take_turns, daemon=True)
+            self._thread.start()
 
     def event(self, text: str) -> None:
         print(text, file=sys.stderr)
@@ -84,118 +81,93 @@ class Child(View):
     def close(self) -> None:
         pass
 
+    def _take_turns(self) -> None:
+        try:
+            self.export_seconds = _export_seconds()
+            for i in range(self._pairs):
+                for export in (True, False) if i % 2 else (False, True):
+                    self._turn(export)
+                ratio = self.rates[True][-1] / self.rates[False][-1]
+                print(f"pair {i + 1}/{self._pairs}: {ratio:.4f}", file=sys.stderr)
+        finally:
+            self.over = True
 
-class Run:
-    """A run in a process of its own, which stands still but for its turns."""
+    def _turn(self, export: bool) -> None:
+        if export:
+            self._switch.touch()
+        else:
+            self._switch.unlink(missing_ok=True)
+        start, (seconds_before, steps_before) = time.time(), self._trainer()
+        end = time.monotonic() + self._seconds
+        while time.monotonic() < end:
+            time.sleep(EVERY_SECONDS)
+            if export:
+                _scrape()
+        seconds, steps = self._trainer()
+        self.used[export][0] += seconds - seconds_before
+        self.used[export][1] += steps - steps_before
+        reports = [(record["time"], record["step"]) for record in read_metrics(self._train) if record["time"] > start]
+        (first, first_step), (last, last_step) = reports[0], reports[-1]
+        self.rates[export].append((last_step - first_step) / (last - first))
 
-    def __init__(self, logdir: Path, *, export: bool):
-        environment = {**os.environ, metrics.SWITCH: str(int(export))}
-        command = [sys.executable, __file__, "--logdir", str(logdir)]
-        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit("the run has ended before its time")
-        told = json.loads(line)
-        self.export_seconds: float = told["export_seconds"]
-        self._url: str | None = told["url"] if export else None
-        self._train = logdir / "train"
-        self._signal(signal.SIGSTOP)
-        self._begin = self._used()
-
-    def turn(self) -> float:
-        """Steps a second."""
-        start = time.time()
-        self._signal(signal.SIGCONT)
-        asked = threading.Thread(target=self._ask)
-        asked.start()
-        time.sleep(TURN_SECONDS)
-        asked.join()
-        self._signal(signal.SIGSTOP)
-        end = time.time()
-        # The first report after it has gone on is of steps before, too.
-        inside = [
-            (record["time"], record["step"]) for record in read_metrics(self._train) if start < record["time"] < end
-        ]
-        if len(inside) < 3:
-            sys.exit("too few reports in a turn: lower train.report_every_steps")
-        (first, first_step), (last, last_step) = inside[0], inside[-1]
-        return (last_step - first_step) / (last - first)
-
-    def cpu_seconds(self) -> float:
-        """A step, in all turns."""
-        (seconds, steps), (seconds_before, steps_before) = self._used(), self._begin
-        return (seconds - seconds_before) / (steps - steps_before)
-
-    def _used(self) -> tuple[float, int]:
-        """Seconds of processors, of all processes of the run; the step of the last report."""
-        seconds = 0.0
-        for process in self._processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                seconds += times.user + times.system
-        return seconds, read_metrics(self._train)[-1]["step"]
-
-    def close(self) -> None:
-        self._signal(signal.SIGCONT)
-        self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(60)
-        self._process.kill()
-
-    def _ask(self) -> None:
-        if self._url is not None:
-            with urllib.request.urlopen(self._url, timeout=TURN_SECONDS) as reply:
-                if b"ray_raylingvo_elapsed_seconds" not in reply.read():
-                    print("not exported yet", file=sys.stderr)
-
-    def _signal(self, number: signal.Signals) -> None:
-        for process in self._processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
-
-    def _processes(self) -> list[psutil.Process]:
-        parent = psutil.Process(self._process.pid)
-        return [parent, *parent.children(recursive=True)]
+    def _trainer(self) -> tuple[float, int]:
+        (trainer,) = (p for p in psutil.Process().children(recursive=True) if _title(p).startswith("ray::TrainerActor"))
+        times = trainer.cpu_times()
+        return times.user + times.system, read_metrics(self._train)[-1]["step"]
 
 
-@contextlib.contextmanager
-def runs(folder: Path) -> Iterator[tuple[Run, Run]]:
-    with contextlib.ExitStack() as opened:
-        exporting = opened.enter_context(contextlib.closing(Run(folder / "with", export=True)))
-        yield exporting, opened.enter_context(contextlib.closing(Run(folder / "without", export=False)))
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _export_seconds() -> float:
+    samples = [Sample(metric.name, 1.0, "trainer", "train") for metric in EXPORTED if metric.kind == "gauge"]
+    times = []
+    for _ in range(100):
+        start = time.perf_counter()
+        metrics.export("measured", samples)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _scrape() -> None:
+    import ray
+
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(url, timeout=60) as reply:
+        reply.read()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=40, help=f"of turns of {TURN_SECONDS:g} s")
-    parser.add_argument("--logdir", help="the run only, in this folder")
+    parser.add_argument("--pairs", type=int, default=60, help="of turns, one with metrics and one without")
+    parser.add_argument("--seconds", type=float, default=4.0, help="that a turn lasts")
     arguments = parser.parse_args()
-    if arguments.logdir:
-        rl.run(experiment(), arguments.logdir, view=Child())
-        return
-    ratios, rates = [], []
-    with tempfile.TemporaryDirectory() as folder, runs(Path(folder)) as (exporting, silent):
-        for i in range(arguments.pairs):
-            order = (exporting, silent) if i % 2 else (silent, exporting)
-            rate = {run: run.turn() for run in order}
-            ratios.append(rate[exporting] / rate[silent])
-            rates.append(rate[silent])
-            print(f"pair {i + 1}/{arguments.pairs}: {ratios[-1]:.4f}", file=sys.stderr)
-        seconds = exporting.export_seconds
-        cpu_cost = 1 - silent.cpu_seconds() / exporting.cpu_seconds()
-    spread = statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan
+    os.environ[REPORT_INTERVAL] = str(int(1000 * EVERY_SECONDS))
+    with tempfile.TemporaryDirectory() as folder:
+        switch = Path(folder) / "export"
+        switch.touch()
+        export_while(switch)
+        turns = Turns(Path(folder) / "run", switch, arguments.pairs, arguments.seconds)
+        stop = {True: "enough", False: None}
+        rl.run(experiment(switch), Path(folder) / "run", view=turns, stop_request=lambda: stop[turns.over])
+    ratios = [a / b for a, b in zip(turns.rates[True], turns.rates[False], strict=True)]
+    cpu = {export: seconds / steps for export, (seconds, steps) in turns.used.items()}
     report(
         "monitoring_cost",
         cost=1 - statistics.median(ratios),
-        error=1.2533 * spread,  # of a median: the mean's, times sqrt(pi / 2)
+        # Of a median: that of the mean, times sqrt(pi / 2).
+        error=statistics.stdev(ratios) * math.sqrt(math.pi / 2 / len(ratios)),
+        cpu_cost=1 - cpu[False] / cpu[True],
         goal=0.01,
-        mean_cost=1 - statistics.fmean(ratios),
-        cpu_cost=cpu_cost,
         pairs=len(ratios),
-        steps_per_second_without=statistics.median(rates),
-        export_microseconds=1e6 * seconds,
-        export_share=seconds / metrics.SECONDS,
+        steps_per_second_without=statistics.median(turns.rates[False]),
+        export_microseconds=1e6 * turns.export_seconds,
+        export_share=turns.export_seconds / 5.0,
     )
 
 

@@ -14,6 +14,7 @@ import typer
 from raylingvo.cli_shared import Json, Set, load_experiment, print_json, say
 from raylingvo.cli_submit import submit
 from raylingvo.cli_tune import tune_app
+from raylingvo.cli_watch import profile
 from raylingvo.errors import DiskError, RequestError
 
 app = typer.Typer(
@@ -233,6 +234,7 @@ def stop(run: RunName, address: Address = None, as_json: Json = False) -> None:
 
 
 app.command()(submit)
+app.command()(profile)
 
 
 def _print_ending(ending: Any, as_json: bool) -> None:

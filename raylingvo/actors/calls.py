@@ -9,6 +9,7 @@ import ray
 # A long poll returns empty-handed after this long, so that nobody waits for ever for an actor that is gone.
 POLL_SECONDS = 20.0
 REPLY_SECONDS = 60.0  # how long a role waits for another's answer before it gives up
+PROFILE_SECONDS = 600.0  # and for a profile, which lasts as long as its steps
 PAYLOAD_SECONDS = 1800.0  # and for weights, which may have to cross a network
 
 

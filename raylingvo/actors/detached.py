@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from raylingvo.actors.calls import POLL_SECONDS, REPLY_SECONDS, fetch
+from raylingvo.actors.calls import POLL_SECONDS, PROFILE_SECONDS, REPLY_SECONDS, fetch
 from raylingvo.actors.cluster import joined
 from raylingvo.actors.driver import NAMESPACE, STARTER, DriverNews, Ending, Order, start_driver
 from raylingvo.actors.logdir import Logdir
@@ -136,6 +136,25 @@ class RunInSight:
         self._answer(self._driver.stop.remote(reason), REPLY_SECONDS)
         return self._follow(view, seen)
 
+    def profile(self, steps: int) -> dict[str, Any]:
+        """Has the Trainer profile its next steps, see profiling.take."""
+        if self._driver is None:
+            assert self._home is not None
+            if self._home.info["status"] != "running":
+                raise RequestError(
+                    f"run {self._home.id} is over ({self._home.info['status']}): there are no steps to profile"
+                )
+            raise RequestError(self._elsewhere())
+        try:
+            return self._answer(self._driver.profile.remote(steps), PROFILE_SECONDS + REPLY_SECONDS)
+        except RayTaskError as error:
+            cause: Any = error
+            while isinstance(cause, RayTaskError):  # of the Trainer's in that of the driver
+                cause = cause.cause
+            if isinstance(cause, RayActorError):
+                raise RequestError("the Trainer died before its profile was taken") from error
+            raise (cause if isinstance(cause, RequestError) else error) from None
+
     def _answer(self, ref: Any, timeout: float) -> Any:
         try:
             return fetch(ref, timeout)
@@ -167,12 +186,14 @@ class RunInSight:
             fetch(self._driver.farewell.remote(follower))  # when this command ends, the run has left the cluster
         return news["ended"]
 
+    def _elsewhere(self) -> str:
+        assert self._home is not None
+        return f"run {self._home.id} is not in this cluster: it was started without --detach, or in another one"
+
     def _ending(self) -> Ending:
         assert self._home is not None
         if self._home.info["status"] == "running":
-            raise RequestError(
-                f"run {self._home.id} is not in this cluster: it was started without --detach, or in another one"
-            )
+            raise RequestError(self._elsewhere())
         return _ending_of(self._home)
 
 

@@ -61,9 +61,11 @@ def exported(run: str, current: Callable[[], Iterable[Sample]]) -> Iterator[None
 
     def pulse() -> None:
         try:
-            export(run, current())
-            while not ended.wait(SECONDS):
-                export(run, current())
+            while True:
+                if enabled():
+                    export(run, current())
+                if ended.wait(SECONDS):
+                    return
         except Exception:
             logging.getLogger(__name__).exception("metrics are not exported any more")
 

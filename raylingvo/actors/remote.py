@@ -32,6 +32,7 @@ from raylingvo.actors.store_actor import HostActor, StoreActor
 from raylingvo.actors.within import Command, Within
 from raylingvo.actors.workers import Workers
 from raylingvo.data.paths import data_root
+from raylingvo.errors import RequestError
 from raylingvo.monitor.exported import Sample, reader_samples
 
 # Actors import this module before they know on which device they are to work: it must not import JAX.
@@ -187,6 +188,14 @@ class TrainerActor:
                 self._adoption = adoption
             else:
                 self._trainer.adopt(adoption)
+
+    def profile(self, steps: int) -> dict[str, Any]:
+        """See profiling.take."""
+        from raylingvo.actors import profiling
+
+        if self._trainer is None:
+            raise RequestError("the Trainer has not started yet: there are no steps to profile")
+        return profiling.take(Path(self._job.logdir) / "train", steps, self._trainer.status)
 
     def snapshot(self, step: int) -> tuple[Any, Any, bool]:
         """(weights, rest or None, True), or (None, None, False) if the snapshot is not here any more.

@@ -173,6 +173,7 @@ class Supervisor:
             crashes.forget(self._logdir, crashes.trainer(host))
         self._trainer_status["state"] = "starting"
         self._trainer = remote.start_trainer(self._workers, self._job, resources, self._store)
+        self._within.training(self._trainer.leader)
         self._num_events = 0
         self._asked_for_machines = time.monotonic()
         self._has_machines = self._says_what_it_waits_for = False

@@ -1,0 +1,31 @@
+"""A task that lets monitoring_cost.py switch the metrics of its run on and off; in a module that roles can import."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from raylingvo.actors import metrics
+from raylingvo.models.image.classifier import ImageClassification
+
+EVERY_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Switched(ImageClassification):
+    """Classification, in a process that exports metrics only while there is a file at `switch`."""
+
+    switch: str
+
+    def init(self, rngs: nnx.Rngs) -> Any:
+        export_while(Path(self.switch))
+        return super().init(rngs)
+
+
+def export_while(switch: Path) -> None:
+    """In this process, and every second."""
+    metrics.enabled = switch.exists
+    metrics.SECONDS = EVERY_SECONDS

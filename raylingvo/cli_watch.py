@@ -1,0 +1,29 @@
+"""The command `raylingvo profile`: a closer look at a run that goes on."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from raylingvo.cli_shared import Json, print_json
+
+
+def profile(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="its id, or how that begins; or its logdir")],
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="how many")] = 10,
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="the Ray cluster; default: that of this machine")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Takes a JAX profile of the next steps of a run that was started with --detach. The run goes on meanwhile."""
+    from raylingvo.actors import detached
+
+    with detached.open_run(run, address) as found:
+        taken = found.profile(steps)
+    if as_json:
+        print_json(taken)
+        return
+    begin = taken["from_step"]
+    print(f"profile of steps {begin + 1} to {begin + taken['steps']} ({taken['seconds']:.2f} s): {taken['folder']}")
