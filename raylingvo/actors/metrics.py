@@ -102,24 +102,27 @@ class RunMetrics:
         self._dataset = dataset
         self._logdir = logdir
         self._due = Sometimes()
+        self._samples: list[Sample] = []
         self._started = time.time()
         self._step: int | None = None
         self._step_changed = time.monotonic()
 
-    def update(self, step: int, *, training: bool) -> None:
-        """Where the run stands, as often as one likes. training: it has not come to its end."""
+    def update(self, step: int, *, training: bool) -> list[Sample]:
+        """Exports, and returns, where the run stands; as often as one likes. training: it has not come to its end."""
         if step != self._step:
             self._step, self._step_changed = step, time.monotonic()
-        if not enabled() or not self._due():
-            return
+        if not self._due():
+            return self._samples
         now = time.time()
-        export(self._run, samples("driver", "", {"elapsed_seconds": now - self._started}))
+        self._samples = [*samples("driver", "", {"elapsed_seconds": now - self._started})]
         if training:
             values = {
                 "step_age_seconds": time.monotonic() - self._step_changed,
                 "checkpoint_age_seconds": max(0.0, now - max(self._started, self._newest_checkpoint())),
             }
-            export(self._run, samples("trainer", self._dataset, values))
+            self._samples += samples("trainer", self._dataset, values)
+        export(self._run, self._samples)
+        return self._samples
 
     def restarted(self, name: str, cause: Cause) -> None:
         """name: of the role, as the live view has it."""

@@ -161,7 +161,8 @@ class TrainerActor:
         return {**result, "status": trainer.status(), "preempted": self._preempted}
 
     def status(self, seen: int = 0) -> dict[str, Any] | None:
-        return self._trainer and self._trainer.status(seen)
+        trainer = self._trainer
+        return trainer and {**trainer.status(seen), "samples": trainer.exported()}
 
     def stop(self, resumable: bool) -> None:
         with self._requests:

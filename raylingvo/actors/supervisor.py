@@ -21,7 +21,7 @@ from raylingvo.actors.within import Command, Within
 from raylingvo.errors import DiskError, RequestError, TrainingFailed
 from raylingvo.experiment import Experiment, Policy
 from raylingvo.monitor import text
-from raylingvo.monitor.exported import Cause
+from raylingvo.monitor.exported import Cause, Sample, reader_samples, store_samples
 from raylingvo.monitor.live import View
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.monitor.status import Status, TrainerStatus
@@ -590,7 +590,6 @@ class Supervisor:
     def _show(self) -> None:
         trainer = {**_NO_TRAINER_STATUS, **self._trainer_status}
         trainer["max_steps"] = self._experiment.train.max_steps
-        self._metrics.update(trainer["step"], training=self._trained is None)
         trainer["restarts"], trainer["preemptions"] = self._recovery.restarts, self._preemptions
         if self._asked_to_stop and trainer["state"] == "training":
             trainer["state"] = "stopping"
@@ -603,8 +602,18 @@ class Supervisor:
             "trainer": {key: trainer[key] for key in TrainerStatus.__annotations__},  # type: ignore[typeddict-item]
             "readers": [role.status(self._store_status) for role in self._roles.values()],
             "store": {**store, "max_bytes": self._experiment.train.snapshots.max_bytes},
+            "samples": self._samples(trainer["step"]),
         }
         self._view.update(status)
+
+    def _samples(self, step: int) -> list[Sample]:
+        """What the roles export."""
+        now = time.time()
+        found = self._metrics.update(step, training=self._trained is None)
+        found = [*found, *self._trainer_status.get("samples", ())]
+        for role in self._roles.values():
+            found += reader_samples(role.kind, role.dataset, role.metrics, role.step, None, now)
+        return [*found, *(store_samples(self._store_status, now) if self._store_status else ())]
 
 
 _NO_TRAINER_STATUS = dict.fromkeys(TrainerStatus.__annotations__) | {

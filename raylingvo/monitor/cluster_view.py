@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from raylingvo.monitor import text
+from raylingvo.monitor.exported import BY_NAME, Sample
 from raylingvo.monitor.live_table import status_table
 from raylingvo.monitor.metrics_log import json_tree
 from raylingvo.monitor.runs_view import print_table
@@ -46,7 +47,10 @@ def described(about: Mapping[str, Any]) -> dict[str, Any]:
     """
     status: Status | None = about["status"]
     known = {name: about[name] for name in ("run", "experiment", "logdir")}
-    return json_tree({**known, **(status or {}), "status": "running", "state": _state(status)})
+    shown = {**known, **(status or {}), "status": "running", "state": _state(status)}
+    if "samples" in shown:
+        shown["samples"] = [sample._asdict() for sample in map(Sample._make, shown["samples"])]
+    return json_tree(shown)
 
 
 def print_runs(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -75,11 +79,32 @@ def print_run(shown: Mapping[str, Any]) -> None:
     """Prints what is `described`, as the live table does, or a result."""
     if "trainer" in shown:
         width = Console().width
-        print_table(Group(status_table(shown, width), Text(f"logdir {shown['logdir']}")))  # type: ignore[arg-type]
+        parts = [status_table(shown, width), Text(f"logdir {shown['logdir']}")]  # type: ignore[arg-type]
+        print_table(Group(*parts, *(_metrics(shown["samples"]) if shown.get("samples") else ())))
     elif "train" in shown:
         print(format_summary(shown))
     else:
         print(f"{shown['experiment']} (run {shown['run']}): {shown['state']}\n  logdir  {shown['logdir']}")
+
+
+def _metrics(samples: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """What Prometheus is told, in the order of its table: a line for each metric, a column for each role."""
+    roles = list(dict.fromkeys((sample["role"], sample["dataset"]) for sample in samples))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("metric", overflow="fold")
+    for role, dataset in roles:
+        of = dataset if role in ("evaler", "decoder") else ""
+        table.add_column(f"{role}({of})" if of else role, justify="right", overflow="fold")
+    values = {(sample["name"], sample["role"], sample["dataset"]): sample["value"] for sample in samples}
+    for name in BY_NAME:
+        cells = [values.get((name, *role)) for role in roles]
+        if any(cell is not None for cell in cells):
+            table.add_row(name, *("" if cell is None else _short(cell) for cell in cells))
+    return [Text(), table]
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value.is_integer() else text.number(value)
 
 
 def _state(status: Status | None) -> str:

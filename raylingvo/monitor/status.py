@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
+
+from raylingvo.monitor.exported import Sample
 
 TrainerState = Literal["starting", "compiling", "training", "stopping", "finished", "failed"]
 ReaderState = Literal["starting", "waiting", "working", "finished", "failed"]
@@ -62,3 +64,4 @@ class Status(TypedDict):
     trainer: TrainerStatus
     readers: Sequence[ReaderStatus]
     store: StoreStatus
+    samples: NotRequired[Sequence[Sample]]  # what roles export, see exported.py

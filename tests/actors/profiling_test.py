@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def test_a_run_in_the_cluster_is_profiled_and_goes_on(command: Command, tmp_path
     with detached.open_run(run, None) as found:
         try:
             _wait_until_it_trains(found)
+            _wait_until_exported(command, run, {"step", "learning_rate", "elapsed_seconds", "store_bytes"})
+            assert "learning_rate" in command("status", run).out
             taken = command("profile", run, "--steps", 20, "--json").json
             assert taken["steps"] >= 20
             assert Path(taken["folder"]).is_relative_to(tmp_path / "run" / "train" / "plugins" / "profile")
@@ -107,3 +110,12 @@ def _wait_until_it_trains(found: detached.RunInSight) -> None:
             assert all("there are no steps to profile" in message for message in refused)
             return
     pytest.fail(f"it does not train: {refused}")
+
+
+def _wait_until_exported(command: Command, run: str, names: set[str]) -> None:
+    """The driver asks the roles about once a second."""
+    end = time.monotonic() + SECONDS
+    shown: set[str] = set()
+    while not names <= shown and time.monotonic() < end:
+        shown = {sample["name"] for sample in command("status", run, "--json").json.get("samples", ())}
+    assert names <= shown

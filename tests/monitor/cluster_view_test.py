@@ -1,6 +1,7 @@
 import json
 
 from raylingvo.monitor import cluster_view
+from raylingvo.monitor.exported import Sample
 
 
 def about(status):
@@ -64,3 +65,30 @@ def test_one_run_is_shown_as_its_live_table_and_described_for_scripts(status, ca
 def test_a_run_that_has_said_nothing_yet_is_starting(capsys):
     cluster_view.print_run(cluster_view.described(about(None)))
     assert capsys.readouterr().out == "image.digits.LeNet5 (run ab12): starting\n  logdir  /runs/a\n"
+
+
+def test_one_run_is_shown_with_what_its_roles_export(status, capsys):
+    samples = [
+        Sample("elapsed_seconds", 3600.0, "driver"),
+        Sample("loss", 0.25, "evaler", "test"),
+        Sample("loss", 0.125, "trainer", "train"),
+        Sample("step", 205.0, "trainer", "train"),
+        Sample("store_bytes", 1e9, "store"),
+    ]
+    shown = cluster_view.described(about(status | {"samples": samples}))
+    assert json.loads(json.dumps(shown))["samples"][1] == {
+        "name": "loss",
+        "value": 0.25,
+        "role": "evaler",
+        "dataset": "test",
+    }
+    cluster_view.print_run(shown)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    start = next(i for i, line in enumerate(lines) if line[:1] == ["metric"])
+    assert lines[start:] == [
+        ["metric", "driver", "evaler(test)", "trainer", "store"],
+        ["elapsed_seconds", "3600"],
+        ["step", "205"],
+        ["loss", "0.2500", "0.1250"],
+        ["store_bytes", "1000000000"],
+    ]
