@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import threading
 from unittest import mock
@@ -12,12 +11,22 @@ import numpy as np
 import pytest
 import sequence_task
 import toy
+from trainers import (
+    EXPERIMENT,
+    Killed,
+    Store,
+    abstract_state,
+    assert_same_outcome,
+    events,
+    interrupt,
+    kill,
+    outcome,
+    train,
+    trainer_on,
+)
 
-import raylingvo as rl
 from raylingvo.actors import trainer as trainer_module
-from raylingvo.actors.outbox import Snapshot
-from raylingvo.actors.trainer import Adoption, Trainer, TrainingFailed
-from raylingvo.actors.within import Command
+from raylingvo.actors.trainer import TrainingFailed
 from raylingvo.data.pipeline import TrainInput
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Checkpoints, Snapshots, WarmStart
@@ -28,99 +37,6 @@ from raylingvo.training.learner import Learner
 from raylingvo.training.state import init_state
 from raylingvo.training.step import make_train_step
 from raylingvo.training.warm_start import resolved
-
-# What depends on the clock.
-TIMES = {"time", "steps_per_second", "examples_per_second", "input_wait_fraction", "snapshot_seconds"}
-
-
-class Store:
-    """The Trainer's view of the SnapshotStore; pulls each snapshot at once, unless it is `slow`."""
-
-    def __init__(self, *, slow=False):
-        self.slow = slow
-        self.trainer = None
-        self.announced = []  # (step, whether with the rest of the state)
-        self.states = {}
-
-    def announce(self, announcement):
-        step = announcement.step
-        self.announced.append((step, announcement.rest_nbytes is not None))
-        if self.slow:
-            return
-        pulled = self.trainer.outbox.get(step)
-        assert announcement.nbytes == sum(x.nbytes for x in pulled.weights)
-        copied = Snapshot([x.copy() for x in pulled.weights], None, None)
-        if pulled.rest is not None:
-            assert announcement.rest_nbytes == sum(x.nbytes for x in pulled.rest)
-            position = json.loads(json.dumps(pulled.position))
-            copied = Snapshot(copied.weights, [x.copy() for x in pulled.rest], position)
-            self.states[step] = copied
-        self.trainer.outbox.handed_over((1, len(self.announced)), announcement, copied)
-
-    def newest_state(self):
-        return max(((step, [snapshot]) for step, snapshot in self.states.items()), default=None)
-
-
-class Killed(BaseException):
-    """What a test raises in the middle of a run."""
-
-
-def trainer_on(experiment, logdir, store=None):
-    (logdir / "control").mkdir(parents=True, exist_ok=True)  # a run makes it
-    store = store or Store()
-    store.trainer = Trainer(experiment, logdir, store)
-    return store.trainer
-
-
-def train(experiment, logdir, store=None, *, after=None, do=None):
-    """A whole run, in which `do(trainer)` is called at the beginning of its step number `after` (from 1)."""
-    trainer = trainer_on(experiment, logdir, store)
-    asked = []
-
-    class Input(TrainInput):
-        def __next__(self):
-            asked.append(1)
-            if len(asked) == after:
-                do(trainer)
-            return super().__next__()
-
-    with mock.patch.object(trainer_module, "TrainInput", Input):
-        return trainer.run()
-
-
-def interrupt(trainer):
-    trainer.stop(resumable=True)
-
-
-def kill(trainer):
-    raise Killed
-
-
-def abstract_state(experiment):
-    batches = experiment.datasets["train"].train_batches(experiment.train.batch_size, experiment.train.seed)
-    return jax.eval_shape(lambda: init_state(experiment, next(batches.samples())))
-
-
-def outcome(experiment, logdir):
-    """(state, input position, reports) at the end of a run."""
-    step = experiment.train.max_steps
-    state, position = checkpoints.restore(logdir, step, abstract_state(experiment))
-    reports = [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(logdir / "train")]
-    return state, position["input"], reports
-
-
-def assert_same_outcome(experiment, actual, expected):
-    a, b = outcome(experiment, actual), outcome(experiment, expected)
-    toy.assert_bit_equal(a[0], b[0])
-    assert a[1:] == b[1:]
-
-
-def events(trainer):
-    return trainer.status()["events"][1]
-
-
-# Neither reports nor snapshots end on the last step.
-EXPERIMENT = toy.experiment(max_steps=10)
 
 
 @pytest.fixture(scope="module")
@@ -586,135 +502,3 @@ def test_the_rate_is_scaled_from_the_next_step_on_and_stays_so(tmp_path):
     assert float(outcome(EXPERIMENT, tmp_path)[0].learning_rate) == np.float32(0.05)
     rates = {record["step"]: record["learning_rate"] for record in read_metrics(tmp_path / "train")}
     assert rates == pytest.approx({4: 0.05, 8: 0.025, 10: 0.0375})
-
-
-def adopt_from(donor, rate):
-    """What lets a Trainer go on with the newest state of the run that `donor`, a Store, has heard of."""
-    _, snapshots = donor.newest_state()
-    command = Command("adopt", params={"learner.learning_rate": rate}, origin={"from_trial": 7})
-    return lambda trainer: trainer.adopt(Adoption(snapshots, command))
-
-
-@pytest.fixture(scope="module")
-def donor(tmp_path_factory):
-    """(its store, its logdir): a run of another seed and rate."""
-    store, logdir = Store(), tmp_path_factory.mktemp("donor")
-    train(rl.override(EXPERIMENT, {"train.seed": 5, "learner.learning_rate": 0.01}), logdir, store)
-    return store, logdir
-
-
-@pytest.mark.parametrize("there_already", [False, True])
-def test_another_runs_weights_and_optimizer_are_adopted_and_nothing_else(tmp_path, donor, there_already):
-    """At the end of a run that is to pause there is no step in between: the checkpoint has what was adopted.
-
-    there_already: the step that it pauses after has been published and saved as it was before.
-    """
-    store, logdir = donor
-    policies = {"train.checkpoints.every_steps": 4, "train.snapshots.every_steps": 4, "train.snapshots.state_every": 1}
-    experiment = rl.override(EXPERIMENT, policies if there_already else {})
-    own = Store()
-
-    def do(trainer):
-        interrupt(trainer)
-        take_step = trainer._program
-
-        def and_then(*args):  # when the last step is under way
-            adopt_from(store, 0.2)(trainer)
-            return take_step(*args)
-
-        and_then.take_flops = take_step.take_flops
-        trainer._program = and_then
-
-    if there_already:
-
-        def late(trainer):
-            trainer._writer.wait()
-            assert checkpoints.steps(tmp_path) == [4]
-            do(trainer)
-            trainer._program = lambda *args: pytest.fail("there is no step any more")
-            adopt_from(store, 0.2)(trainer)
-
-        # Asked between two steps, when step 4 has been published.
-        publish = Trainer._publish
-
-        def published(trainer, **how):
-            publish(trainer, **how)
-            if trainer._step == 4 and not how:
-                late(trainer)
-
-        with mock.patch.object(Trainer, "_publish", published):
-            train(experiment, tmp_path, own)
-    else:
-        train(experiment, tmp_path, own, after=4, do=do)
-    other, _ = checkpoints.restore(logdir, 10, abstract_state(EXPERIMENT))
-    state, position = checkpoints.restore(tmp_path, 4, abstract_state(EXPERIMENT))
-    toy.assert_bit_equal(state.weights, other.weights)
-    toy.assert_bit_equal(state.opt_state, other.opt_state)
-    newest, _ = own.newest_state()
-    assert newest == 4
-    toy.assert_bit_equal(own.states[4].weights, store.states[10].weights)
-    assert position["adopted"] == [{"step": 4, "params": {"learner.learning_rate": 0.2}, "origin": {"from_trial": 7}}]
-
-
-def test_a_run_that_has_adopted_resumes_to_the_bit(tmp_path, donor):
-    store, _ = donor
-    train(EXPERIMENT, tmp_path / "whole", after=3, do=adopt_from(store, 0.2))
-
-    def do(trainer):
-        adopt_from(store, 0.2)(trainer)
-
-    first = trainer_on(EXPERIMENT, tmp_path / "cut")
-    asked = []
-
-    class Input(TrainInput):
-        def __next__(self):
-            asked.append(1)
-            {3: do, 6: interrupt}.get(len(asked), lambda trainer: None)(first)
-            return super().__next__()
-
-    with mock.patch.object(trainer_module, "TrainInput", Input):
-        first.run()
-    assert any(event.startswith("adopted another run's state after step 2 in") for event in events(first))
-    train(EXPERIMENT, tmp_path / "cut")
-    assert_same_outcome(EXPERIMENT, tmp_path / "cut", tmp_path / "whole")
-    rates = {record["step"]: record["learning_rate"] for record in read_metrics(tmp_path / "cut" / "train")}
-    assert rates[max(rates)] == pytest.approx(0.2)
-
-
-def test_a_run_that_is_killed_after_it_has_adopted_goes_on_with_that(tmp_path, donor):
-    """There would be no checkpoint for a while, and the store dies as well."""
-    store, _ = donor
-    train(EXPERIMENT, tmp_path / "whole", after=3, do=adopt_from(store, 0.2))
-    killed = trainer_on(EXPERIMENT, tmp_path / "cut")
-    asked = []
-
-    class Input(TrainInput):
-        def __next__(self):
-            asked.append(1)
-            {3: adopt_from(store, 0.2), 4: kill}.get(len(asked), lambda trainer: None)(killed)
-            return super().__next__()
-
-    with mock.patch.object(trainer_module, "TrainInput", Input), pytest.raises(Killed):
-        killed.run()
-    assert checkpoints.steps(tmp_path / "cut") == [3]
-    again = trainer_on(EXPERIMENT, tmp_path / "cut")
-    assert again.status()["adopted"] is None
-    again.run()
-    assert again.status()["adopted"] == killed.status()["adopted"]
-    assert again.status()["adopted"][0]["origin"] == {"from_trial": 7}
-    assert_same_outcome(EXPERIMENT, tmp_path / "cut", tmp_path / "whole")
-
-
-def test_other_settings_than_rates_are_adopted_with_a_step_of_their_own(tmp_path, donor):
-    """Without dropout both ways lead to the same: it was off from the start, or since it was adopted at once."""
-    store, _ = donor
-    _, snapshots = store.newest_state()
-
-    def adopt(params):
-        return lambda trainer: trainer.adopt(Adoption(snapshots, Command("adopt", params=params)))
-
-    off = rl.override(EXPERIMENT, {"task.dropout": 0.0})
-    train(EXPERIMENT, tmp_path / "changed", after=1, do=adopt({"task.dropout": 0.0}))
-    train(off, tmp_path / "off", after=1, do=adopt({}))
-    changed, off_state = outcome(EXPERIMENT, tmp_path / "changed")[0], outcome(off, tmp_path / "off")[0]
-    toy.assert_bit_equal(changed.weights, off_state.weights)
