@@ -34,6 +34,7 @@ _DOCS = (
     "monitoring.md",
 )
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in _DOCS))
+OF_CLUSTERS = ROOT / "docs/clusters.md"  # on one, by tests/clusters/head_test.py
 ONE_PROGRAM = ROOT / "docs/ops.md"  # whose blocks are run together, by the last test
 RUN, SHOWN = {"console", "python"}, {"text"}
 SECONDS = 240  # far more than any block takes
@@ -199,7 +200,7 @@ def test_every_block_is_either_run_or_only_shown() -> None:
     assert {block.language for block in BLOCKS} == RUN | SHOWN
     fences = sum(line.startswith("```") for document in DOCUMENTS for line in document.read_text().splitlines())
     assert fences == 2 * len(BLOCKS)
-    assert {*DOCUMENTS, ONE_PROGRAM} == {ROOT / "README.md", *(ROOT / "docs").rglob("*.md")}
+    assert {*DOCUMENTS, OF_CLUSTERS, ONE_PROGRAM} == {ROOT / "README.md", *(ROOT / "docs").rglob("*.md")}
 
 
 def test_what_is_only_shown_starts_no_command() -> None:
