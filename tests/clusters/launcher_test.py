@@ -178,6 +178,8 @@ def test_the_head_is_where_a_store_may_be_bound_to(path: Path) -> None:
         start = config["head_start_ray_commands"][-1]
         assert "--resources='{\"stays\": 1000}'" in start
         assert "stays" not in config["worker_start_ray_commands"][-1]
+        assert "RAY_enable_autoscaler_v2=0 ray start" in start  # the head counts as one of its type's machines there
+        assert read(path)["min_workers"] == read(path)["max_workers"] == len(config["provider"]["worker_ips"])
     else:
         head = nodes.pop(config["head_node_type"])
         assert head["resources"]["stays"] > 0
