@@ -69,10 +69,11 @@ def _say_usage_error(error: Exception) -> int | None:
     """Says in one line what typer has against the command line; the exit status. None: it is another error."""
     # No class to catch: depending on its version, typer raises click's exceptions or its own copies of them.
     format_message, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
-    if format_message is None or context is None:
+    if format_message is None:
         return None
     if message := " ".join(format_message().split()):  # empty: the help has been printed instead
-        say(f"raylingvo: {message} See: {context.command_path} --help")
+        # Of an option that lacks its value typer does not tell of which command it is.
+        say(f"raylingvo: {message} See: {'raylingvo' if context is None else context.command_path} --help")
     return 2
 
 

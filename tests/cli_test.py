@@ -90,6 +90,7 @@ CONFIG = ("inspect", "config", DIGITS)
 WRONG = [
     (("lst",), "No such command 'lst'. Did you mean 'list'? See: raylingvo --help"),
     (("run", DIGITS), "Missing option '--logdir'. See: raylingvo run --help"),
+    (("run", DIGITS, "--logdir"), "Option '--logdir' requires an argument. See: raylingvo --help"),
     (("inspect", "model"), "Missing argument 'EXPERIMENT'. See: raylingvo inspect model --help"),
     (("list", "mnits"), "no experiment matches 'mnits'; closest: image.mnist.LeNet5"),
     (("list", "zzz"), "no experiment matches 'zzz'; `raylingvo list` shows what there is"),

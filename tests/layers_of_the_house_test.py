@@ -27,7 +27,7 @@ FLOORS = [
     {"actors"},
     {"tune", "export"},
     {"cli_shared"},
-    {"cli_tune"},
+    {"cli_submit", "cli_tune", "cli_watch"},
     {"cli", "__main__"},
 ]
 # Files that register experiments, and `recipes` that several share, stand in their family's folder, but are made of
