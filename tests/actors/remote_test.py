@@ -31,6 +31,9 @@ def test_a_request_that_comes_while_training_begins_is_the_last_one():
         def status(self):
             return {}
 
+        def exported(self):
+            return []
+
     experiment = toy.experiment()
     job = types.SimpleNamespace(enter=lambda platform: experiment, logdir="", run="")
     actor = remote.TrainerActor(job, {}, None, "a life", 0, 1)
