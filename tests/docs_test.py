@@ -183,11 +183,15 @@ def test_the_readme_opens_with_the_two_commands_that_ci_runs() -> None:
     subprocess.run(["bash", "-n", script], check=True)
 
 
-def test_only_installing_testing_downloading_and_sweeps_are_not_run() -> None:
+def test_only_installing_testing_downloading_sweeps_and_clouds_are_not_run() -> None:
     skipped = [block for block in BLOCKS if block.skipped]
     assert skipped[:2] == BLOCKS[:2]
     assert [block.skipped for block in skipped[:2]] == ["installs", "tests"]
-    does = {"downloads": "raylingvo data prepare ", "trains": "raylingvo tune sweep "}
+    does = {
+        "downloads": "raylingvo data prepare ",
+        "trains": "raylingvo tune sweep ",
+        "clouds": "ray up clusters/gcp.yaml",  # tests/clusters and tests/cluster start others
+    }
     assert [block.id for block in skipped[2:] if does[block.skipped or ""] not in block.text] == []
     assert sum("raylingvo tune sweep " in block.text for block in TO_RUN) == 1
 
@@ -244,10 +248,10 @@ def test_links_lead_to_files() -> None:
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-def test_the_benchmarks_that_the_readme_names_exist() -> None:
-    named = set(re.findall(r"python (benchmarks/\w+\.py)", (ROOT / "README.md").read_text()))
-    assert named
-    assert {name for name in named if not (ROOT / name).exists()} == set()
+def test_the_readme_names_all_benchmarks() -> None:
+    section = (ROOT / "README.md").read_text().partition("## Benchmarks")[2].partition("\n## ")[0]
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py") if not path.stem.endswith("_task")}
+    assert set(re.findall(r"`(\w+)`", section)) - {"RAYLINGVO_TEST_DATA"} == scripts
 
 
 def test_the_examples_of_ops_print_what_is_shown() -> None:
