@@ -11,6 +11,10 @@ class RequestError(Exception):
     """
 
 
+class UnknownMetric(RequestError):
+    """A metric that the experiment goes by, and that no role reports."""
+
+
 class TrainingFailed(RuntimeError):
     """Training cannot go on, and would not from the same state either: it diverged, say.
 

@@ -9,14 +9,14 @@ from typing import Any
 import jax
 
 from raylingvo.data.host_fields import device_fields
-from raylingvo.errors import RequestError
+from raylingvo.errors import UnknownMetric
 from raylingvo.experiment import Experiment
 from raylingvo.models.task import Task
 from raylingvo.training.state import Model
 
 
 def check_watched(experiment: Experiment, dataset: str, *reported: Callable[[], Iterable[str]]) -> None:
-    """Raises RequestError if the experiment goes by a metric of this dataset that is not among those reported.
+    """Raises UnknownMetric if the experiment goes by a metric of this dataset that is not among those reported.
 
     reported: what gives the names of the metrics of a role; asked only if there are names still to be found.
     """
@@ -32,7 +32,7 @@ def check_watched(experiment: Experiment, dataset: str, *reported: Callable[[], 
             closest = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
             given = ", ".join(dict.fromkeys(known)) or "none"
             hint = f"did you mean {' or '.join(closest)}?" if closest else f"the task gives {given}"
-            raise RequestError(f"{field}: {_roles(experiment, dataset)} metric {name!r} (got {metric!r}); {hint}")
+            raise UnknownMetric(f"{field}: {_roles(experiment, dataset)} metric {name!r} (got {metric!r}); {hint}")
 
 
 def _roles(experiment: Experiment, dataset: str) -> str:

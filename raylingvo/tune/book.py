@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,7 @@ class Book:
         self._board = board
         earlier = self._read()
         self.trials: dict[int, Trial] = {trial.number: trial for trial in earlier.trials} if earlier else {}
+        self.is_new = earlier is None
         self._started = earlier.started if earlier else time.time()
         self._ended = earlier.ended if earlier else None
         self.status: SweepStatus = earlier.status if earlier else "running"
@@ -153,6 +155,12 @@ class Book:
             write_atomically(
                 self.directory / BEST, config.dump(config.override(self.request.base, best.params_at(found[0])))
             )
+
+    def forget(self) -> None:
+        """Of a sweep that should not have begun there is nothing in the folder, but for what others have put there."""
+        for name in (record.RECORD, record.LEADERBOARD, EXPERIMENT):
+            (self.directory / name).unlink(missing_ok=True)
+        shutil.rmtree(self.directory / "trials", ignore_errors=True)
 
     def note(self, status: SweepStatus, reason: str) -> None:
         """The sweep has ended for now, not as it should."""

@@ -174,7 +174,7 @@ class Conductor(tune.Callback):
         self._book.update(number, step=step, seconds=trial.seconds + seconds)
         if end.status == "failed":
             self._fail(number, end.reason)
-            if end.wrong and end.reason.startswith("train.checkpoints.best.metric") and not self.is_over():
+            if end.no_metric and not self.is_over():
                 self.wrong_metric = end.reason.replace("train.checkpoints.best.metric", "--metric")
                 self._interrupt(self.wrong_metric)
         elif trial.status != "stopped":

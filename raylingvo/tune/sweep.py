@@ -161,9 +161,13 @@ def sweep(
                 status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
                 book.note(status, f"{type(error).__name__}: {error}")
                 raise
-            ended = book.close(*conductor.ending())
             if conductor.wrong_metric is not None:
+                if book.is_new:
+                    book.forget()  # or the folder would refuse the right one
+                else:
+                    book.close(*conductor.ending())
                 raise RequestError(conductor.wrong_metric)
+            ended = book.close(*conductor.ending())
     return _ended(ended, directory)
 
 

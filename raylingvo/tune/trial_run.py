@@ -18,7 +18,7 @@ from raylingvo.actors.driver import LOG, Order
 from raylingvo.actors.run import RunFailed, run
 from raylingvo.actors.within import Command, Within
 from raylingvo.actors.workers import Workers
-from raylingvo.errors import DiskError, RequestError
+from raylingvo.errors import RequestError, UnknownMetric
 from raylingvo.experiment import Experiment
 from raylingvo.monitor.live import View
 from raylingvo.monitor.live_plain import PlainView
@@ -59,7 +59,7 @@ class End(NamedTuple):
     status: Literal["finished", "interrupted", "failed"]
     step: int
     reason: str
-    wrong: bool = False  # the request was, as far as this trial is concerned
+    no_metric: bool = False  # since what the sweep goes by is not reported
 
 
 class TrialRun:
@@ -114,7 +114,7 @@ class TrialRun:
             self._log(failure.trace, str(failure))
             end = End("failed", failure.result["step"], str(failure))
         except RequestError as error:
-            end = End("failed", 0, str(error), wrong=not isinstance(error, DiskError))
+            end = End("failed", 0, str(error), no_metric=isinstance(error, UnknownMetric))
         except BaseException as error:  # there is nobody above who would tell anybody
             self._log(traceback.format_exc())
             end = End("failed", 0, f"{type(error).__name__}: {error}")

@@ -24,7 +24,7 @@ from raylingvo.errors import RequestError
 from raylingvo.experiment import Experiment, Reading, Snapshots
 from raylingvo.tune import record
 from raylingvo.tune.board import Board
-from raylingvo.tune.sweep import SweepFailed, SweepResult
+from raylingvo.tune.sweep import COMPILED, SweepFailed, SweepResult
 
 pytestmark = pytest.mark.ray
 
@@ -223,6 +223,14 @@ def test_a_trial_whose_process_is_killed_goes_on_in_another(
     thread.join()
     assert [trial.status for trial in result.sweep.trials] == ["finished"]
     assert [step for step, _ in result.sweep.trials[0].history] == [3, 6, 9, 12]
+
+
+@pytest.mark.slow
+def test_a_metric_that_no_decoder_gives_leaves_the_folder_to_another(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"--metric: neither evaluation nor decoding has a metric 'squared'"):
+        rl.sweep(experiment(), {RATE: "grid(0.05, 0.1)"}, logdir=tmp_path, metric="test/squared", mode="min")
+    assert {path.name for path in tmp_path.iterdir()} <= {COMPILED, ".lock"}
+    assert sweep(tmp_path).status == "finished"
 
 
 @pytest.mark.slow
