@@ -370,8 +370,8 @@ class Trainer:
         return step % self._settings.snapshots.every_steps == 0
 
     def _checkpoint_due(self, step: int) -> bool:
-        if self._last_checkpoint == _OUTDATED and self._snapshot_due(step):
-            return True
+        if self._last_checkpoint == _OUTDATED:
+            return self._snapshot_due(step)
         policy = self._settings.checkpoints
         every = policy.every_steps
         by_steps = every is not None and step // every > self._last_checkpoint // every

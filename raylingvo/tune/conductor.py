@@ -37,6 +37,7 @@ class Conductor(tune.Callback):
         self.wrong_metric: str | None = None  # what a role has against the metric that is asked for
         self._at_work: set[int] = set()  # whose run has begun, and not told that it has ended
         self._left: set[int] = set()  # of those, the ones that Tune is done with: it would not tell if they died
+        self._lost: set[int] = set()  # those whose process has died since they began
         self._num_news = 0
         self._news: ray.ObjectRef | None = None
         self.stopper = _Stopper(self)
@@ -95,6 +96,7 @@ class Conductor(tune.Callback):
         if END in trial.config or (trial.last_result or {}).get(END) is not None:
             return  # it has ended by itself
         self._left.add(number)
+        self._give_up_lost(number)
         step = (trial.last_result or {}).get(STEP, 0)
         if step >= self._request.max_steps:
             return  # it ends by itself
@@ -144,26 +146,35 @@ class Conductor(tune.Callback):
             self._book.running(number, **news)
         if "adopted" in news:
             self._on_adopted(number, news["adopted"])
-        if "lost" in news and number in self._left:
-            self._at_work.discard(number)
-            self._book.not_running(number)
-            self._book.event(f"trial {number}: its process died before its last evaluation")
+        if "began" in news:
+            self._lost.discard(number)
+        if "lost" in news:
+            self._lost.add(number)
+            self._give_up_lost(number)
         if "ended" in news:
             self._at_work.discard(number)
             self._book.not_running(number)
             self._on_end(number, End(*news["ended"]), news["seconds"])
 
+    def _give_up_lost(self, number: int) -> None:
+        """A trial that nobody starts again is not waited for."""
+        if number in self._left & self._lost & self._at_work:
+            self._at_work.discard(number)
+            self._book.not_running(number)
+            self._book.event(f"trial {number}: its process died before its last evaluation")
+
     def _on_adopted(self, number: int, adopted: Sequence[Adopted]) -> None:
         """All that a trial has taken from others, as it knows itself: it may have forgotten some when it was killed."""
         trial = self._book.trials[number]
-        for forgotten in trial.changes[len(adopted) :]:  # evaluations with it are of weights that there are no more
-            history = tuple(point for point in trial.history if point[0] <= forgotten["step"])
-            trial = self._book.update(number, history=history)
         params = dict(trial.changes[0]["before"] if trial.changes else trial.params)
         changes = []
         for taken in adopted:
             changes.append({"step": taken["step"], **taken["origin"], "params": taken["params"], "before": params})
             params = {**params, **taken["params"]}
+        forgotten = next((old for i, old in enumerate(trial.changes) if changes[i : i + 1] != [old]), None)
+        if forgotten is not None:  # evaluations since then are of weights that are gone
+            history = tuple(point for point in trial.history if point[0] <= forgotten["step"])
+            self._book.update(number, history=history)
         self._book.update(number, params=params, changes=tuple(changes))
         if self._population is not None:
             self._population.now(number, params)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from raylingvo.actors.calls import PAYLOAD_SECONDS, POLL_SECONDS, fetch
 from raylingvo.actors.within import Command
@@ -58,7 +58,7 @@ class Hub:
         watch = asyncio.create_task(self._watch(trial, self._lives[trial], actor))
         self._watches.add(watch)  # asyncio itself keeps only weak references
         watch.add_done_callback(self._watches.discard)
-        await self._wake()
+        await self.tell(trial, began=True)
         return Greeting(self._lives[trial], self._reported.get(trial, -1), self._interrupted)
 
     async def here(self, trial: int, store: Any) -> None:
@@ -132,6 +132,8 @@ class Hub:
         while trial in self._begun and self._lives[trial] == life:
             try:
                 await actor.present.remote()  # answered between two steps of the actor
+            except ActorUnavailableError:  # for the moment: it may turn out to be dead
+                pass
             except RayError:
                 if trial in self._begun and self._lives[trial] == life:
                     self._begun.discard(trial)

@@ -58,11 +58,12 @@ class _HyperBand(HyperBandScheduler):
     """Counts in units of steps: the least that a trial gets. In single steps there would be brackets for one step."""
 
     def __init__(self, common: Mapping[str, Any], max_steps: int, *, unit: int, reduction_factor: int):
-        super().__init__(**common, max_t=max_steps // unit, reduction_factor=reduction_factor)
+        # Trials end by themselves after max_steps, before what to the scheduler is the last rung.
+        super().__init__(**common, max_t=max_steps // unit + 1, reduction_factor=reduction_factor)
         self._unit = unit
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        return super().on_trial_result(tune_controller, trial, {**result, STEP: result[STEP] // self._unit})
+        return super().on_trial_result(tune_controller, trial, {**result, STEP: result[STEP] / self._unit})
 
 
 class _MedianStoppingRule(MedianStoppingRule):

@@ -120,6 +120,30 @@ def test_a_run_that_has_adopted_resumes_to_the_bit(tmp_path, donor):
     assert rates[max(rates)] == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("every_steps", [None, 50])
+def test_the_checkpoint_of_an_adoption_comes_with_the_next_snapshot(tmp_path, donor, every_steps):
+    own = Store()
+    experiment = rl.override(EXPERIMENT, {"train.checkpoints.every_steps": every_steps})
+    trainer = trainer_on(experiment, tmp_path, own)
+    saved = []
+    asked = []
+
+    class Input(TrainInput):
+        def __next__(self):
+            asked.append(1)
+            if len(asked) == 2:
+                adopt_from(donor[0], 0.2)(trainer)
+            if len(asked) > 2:
+                trainer._writer.wait()
+                saved.append(checkpoints.steps(tmp_path))
+            return super().__next__()
+
+    with mock.patch.object(trainer_module, "TrainInput", Input):
+        trainer.run()
+    assert saved == [[], *[[3]] * 7]  # before the steps 3 to 10
+    assert [step for step, _ in own.announced] == [3, 6, 9, 10]
+
+
 def test_a_run_that_is_killed_after_it_has_adopted_goes_on_with_that(tmp_path, donor):
     """There would be no checkpoint for a while, and the store dies as well."""
     store, _ = donor

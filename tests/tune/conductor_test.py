@@ -120,15 +120,32 @@ def test_the_record_has_what_a_trial_knows_of_itself(tmp_path: Path) -> None:
     assert [sweep.book.trials[1].params_at(step)[RATE] for step in (4, 20)] == [0.2, 0.2]
 
 
-def test_nobody_waits_for_a_trial_that_died_when_tune_was_done_with_it(tmp_path: Path) -> None:
+def test_a_change_that_takes_the_place_of_one_that_was_forgotten(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.start(1)
+    for known in ([adopted(5, 0, 0.3)], [adopted(8, 0, 0.4)]):
+        for step in (4, 8, 12):
+            sweep.book.value(1, step, 1.0)
+        sweep.tell(1, adopted=known)
+        sweep.listen(lambda known=known: sweep.book.trials[1].params == {RATE: known[0]["params"][RATE]})
+    assert [step for step, _ in sweep.book.trials[1].history] == [4]
+
+
+@pytest.mark.parametrize("first", ["tune", "death"])
+def test_nobody_waits_for_a_trial_that_died_when_tune_was_done_with_it(tmp_path: Path, first: str) -> None:
     sweep = Sweep(tmp_path)
     process = sweep.start(0)
     sweep.trials[0].last_result = {"step": 10}
-    sweep.conductor.on_trial_complete(1, [], sweep.trials[0])  # type: ignore[arg-type]
+    if first == "tune":
+        sweep.conductor.on_trial_complete(1, [], sweep.trials[0])  # type: ignore[arg-type]
     sweep.reason = "interrupted"
     sweep.listen(sweep.conductor.is_over)
     assert not sweep.conductor.is_quiet()
     ray.kill(process)
+    if first == "death":
+        sweep.listen(lambda: bool(sweep.conductor._lost))
+        assert not sweep.conductor.is_quiet()
+        sweep.conductor.on_trial_complete(1, [], sweep.trials[0])  # type: ignore[arg-type]
     sweep.listen(sweep.conductor.is_quiet)
     assert sweep.book.trials[0].status == "stopped"
     assert "trial 0: its process died before its last evaluation" in sweep.shown.events

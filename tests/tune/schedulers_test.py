@@ -153,6 +153,16 @@ def test_hyperband_has_brackets_of_grace_steps(mode):
     assert made.choose_trial_to_run(controller) in trials[3:5]
 
 
+@pytest.mark.parametrize(("max_steps", "grace"), [(100, 12), (100, 20), (27, 3), (7, 7)])
+def test_what_hyperband_does_not_stop_goes_on_to_the_end(max_steps, grace):
+    """Whether or not the steps are a multiple of the unit: Tune would stop at the last whole one."""
+    made = scheduler("hyperband", max_steps=max_steps, grace_steps=grace)
+    trial = FakeTrial(0)
+    made.on_trial_add(FakeController(trial), trial)
+    for step in range(1, max_steps + 1):
+        assert made.on_trial_result(FakeController(trial), trial, result(step, 1.0, "min")) == CONTINUE
+
+
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize("value", [9.0, math.nan])
 def test_the_median_of_three_stops_the_worse(mode, value):
