@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,23 +16,31 @@ from raylingvo.errors import RequestError
 # A device with another peak, or one that is not listed: operations a second of one device, as in 9.89e14.
 PEAK = "RAYLINGVO_PEAK_FLOPS"
 
-# Dense bfloat16 operations a second of a JAX device, from its maker's data sheets; the beginning of its `device_kind`.
+# Dense bfloat16 operations a second of a JAX device: its `device_kind`, or the words that this begins with; the longest
+# counts. GPUs: NVIDIA's data sheets of each, which mostly tell the number with sparsity, twice the dense one. TPUs: the
+# page of each version in Google's documentation of Cloud TPU, by the chip.
 _PEAKS = {
     "TPU v2": 22.5e12,  # a core: half of a chip
-    "TPU v3": 61.5e12,
+    "TPU v3": 61.5e12,  # so too
     "TPU v4": 275e12,
+    "TPU v4 lite": 138e12,  # v4i: Jouppi et al., Ten Lessons From Three Generations Shaped Google's TPUv4i, ISCA 2021
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
     "TPU v5p": 459e12,
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
+    "NVIDIA A100": 312e12,  # A100 data sheet: 312 without sparsity, as SXM and as PCIe
+    "NVIDIA L4": 121e12,  # L4 data sheet: 242 with sparsity
+    "NVIDIA H100 PCIe": 756e12,  # H100 data sheet: 1513 with sparsity
+    "NVIDIA H100 NVL": 835.5e12,  # H100 data sheet: 1671 with sparsity
+    "NVIDIA H100": 989e12,  # H100 data sheet, SXM: 1979 with sparsity
+    "NVIDIA H200 NVL": 835.5e12,  # H200 data sheet: 1671 with sparsity
+    "NVIDIA H200": 989e12,  # H200 data sheet, SXM: 1979 with sparsity
+    "NVIDIA B200": 2250e12,  # HGX B200 data sheet: 4500 with sparsity
 }
+# Products, of which the equation does not say how many: of a group's sizes, of a sparse array, of cuDNN.
+_PRODUCTS = re.compile("attention|dot|matmul|gemm")
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -47,15 +56,16 @@ def peak_flops(device_kind: str) -> float | None:
         if not 0 < given < math.inf:
             raise RequestError(f"{PEAK} must be a number above 0, operations a second of one device (got {text!r})")
         return given
-    return next((peak for kind, peak in _PEAKS.items() if device_kind.startswith(kind)), None)
+    known = [kind for kind in _PEAKS if re.match(rf"{kind}(?!\w)", device_kind)]  # not L4 of an L40
+    return _PEAKS[max(known, key=len)] if known else None
 
 
 def flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> float | None:
     """Of the matrix products and convolutions of a traced function: a multiplication and an addition are 2.
 
     What is computed again in the backward pass (remat) counts again, as it is work of the devices. Of the branches of
-    a condition the dearest counts. None if it cannot be known: of a loop that ends on a condition, and of code that is
-    not JAX's.
+    a condition the dearest counts. None if it cannot be known: of a loop that ends on a condition, of products of
+    ragged or sparse arrays, and of code that is not JAX's, such as cuDNN's attention.
     """
     total = 0.0
     for equation in _body(jaxpr).eqns:
@@ -81,12 +91,23 @@ def _of_equation(equation: Any) -> float | None:
         branches = [flops(branch) for branch in params["branches"]]
         return None if None in branches else max(branch for branch in branches if branch is not None)
     inner = [flops(part) for part in _parts(params)]
+    if not inner and _PRODUCTS.search(name):
+        return None
     if name == "while":
         return 0.0 if not any(part is None or part for part in inner) else None
     if None in inner:
         return None
-    times = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
-    return times * sum(part for part in inner if part is not None)
+    return _times(name, params) * sum(part for part in inner if part is not None)
+
+
+def _times(name: str, params: dict[str, Any]) -> int:
+    """How often an equation calls its functions, over all devices."""
+    if name == "scan":
+        return params["length"]
+    if name == "shard_map":  # along the axes that are not manual the shapes are those of the whole
+        axes = params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]  # JAX 0.9
+        return math.prod(params["mesh"].shape[axis] for axis in axes)
+    return 1
 
 
 def _of_product(equation: Any) -> float:

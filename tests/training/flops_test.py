@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 import toy
 from jax import lax
+from jax.extend import core
 
 from raylingvo.errors import RequestError
 from raylingvo.training import flops as flops_lib
@@ -77,6 +78,29 @@ def test_code_that_is_not_jaxs_is_unknown() -> None:
     assert counted(lambda x: lax.cond(x.sum() > 0, outside, lambda x: x, x), X) is None
 
 
+@pytest.mark.parametrize("axes", [{"a", "b"}, {"a"}])
+def test_a_shard_counts_once_for_each_along_the_manual_axes(axes: set[str]) -> None:
+    """Along the others its shapes are those of the whole."""
+    mesh = jax.sharding.AbstractMesh((2, 2), ("a", "b"))
+    split = jax.sharding.PartitionSpec(tuple(sorted(axes)))
+
+    def mapped(x: jax.Array) -> jax.Array:
+        return jax.shard_map(lambda x: x @ SQUARE, mesh=mesh, in_specs=split, out_specs=split, axis_names=axes)(x)
+
+    assert counted(mapped, X) == ONE
+
+
+def test_products_that_do_not_say_how_many_are_unknown() -> None:
+    groups = jnp.array([5, 3])
+    assert counted(lambda x, w: lax.ragged_dot(x, w, groups), X, jnp.ones((2, 16, 4))) is None
+    queries = jnp.ones((2, 128, 4, 64), jnp.bfloat16)
+    attention = core.Primitive("dot_product_attention_fwd_wrapper")  # as cuDNN's, which wants to see a GPU
+    attention.def_abstract_eval(lambda query: query)
+    assert counted(attention.bind, queries) is None
+    # With a function of its own it is known.
+    assert counted(lambda x: jax.nn.dot_product_attention(x, x, x), queries) == 2 * 2 * (2 * 4 * 128 * 128 * 64)
+
+
 def test_a_train_step() -> None:
     experiment = toy.experiment()
     (batch,) = toy.batches(1)
@@ -97,13 +121,28 @@ def test_calls_of_several_shapes_are_averaged() -> None:
     assert step.take_flops() is None
 
 
+KINDS = {  # as JAX calls them
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40": None,
+    "NVIDIA L40S": None,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835.5e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835.5e12,
+    "TPU v4": 275e12,
+    "TPU v4 lite": 138e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "cpu": None,
+}
+
+
 def test_peaks_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PEAK, raising=False)
-    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert peak_flops("TPU v5 lite") == 197e12
-    assert peak_flops("TPU v5") == 459e12
-    assert peak_flops("cpu") is None
+    assert {kind: peak_flops(kind) for kind in KINDS} == KINDS
     assert device_peak() is None
     monkeypatch.setenv(PEAK, "2e9")
     assert peak_flops("cpu") == 2e9
