@@ -194,9 +194,10 @@ class TrainerActor:
         """See profiling.take."""
         from raylingvo.actors import profiling
 
-        if self._trainer is None:
+        trainer = self._trainer
+        if trainer is None:
             raise RequestError("the Trainer has not started yet: there are no steps to profile")
-        return profiling.take(Path(self._job.logdir) / "train", steps, self._trainer.status)
+        return profiling.take(Path(self._job.logdir) / "train", steps, trainer.status, trainer.done)
 
     def snapshot(self, step: int) -> tuple[Any, Any, bool]:
         """(weights, rest or None, True), or (None, None, False) if the snapshot is not here any more.

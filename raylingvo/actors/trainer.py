@@ -13,6 +13,7 @@ import numpy as np
 
 from raylingvo import config
 from raylingvo.actors.outbox import Announcement, Outbox, Snapshot
+from raylingvo.actors.profiling import DoneSteps
 from raylingvo.actors.reporter import Reporter, StepClock
 from raylingvo.actors.within import Adopted, Command
 from raylingvo.data.pipeline import TrainInput
@@ -62,7 +63,8 @@ class Publisher(Protocol):
 class Trainer:
     """Runs the train loop of an experiment in `logdir`, from its newest state if there is one.
 
-    `run` is for one thread. Others may call `stop`, `scale_rate`, `status` and the outbox meanwhile.
+    `run` is for one thread. Others may call `stop`, `scale_rate`, `status` and the outbox meanwhile, and wait for what
+    is `done`.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Trainer:
         self._adopted: list[Adopted] | None = None  # in their order; None: not known yet
         self._copier = HostCopier()
         self.outbox = Outbox() if outbox is None else outbox
+        self.done = DoneSteps()
         self._clock = StepClock()
         self._phase, self._step, self._rollbacks = "starting", 0, 0
         self._metrics: dict[str, float] = {}  # of the last report
@@ -149,6 +152,7 @@ class Trainer:
         Raises TrainingFailed, and what the task, the data and the disk raise.
         """
         with contextlib.ExitStack() as resources:
+            resources.callback(self.done.end)
             self._start(resources)
             previous = None
             while self._step < self._settings.max_steps and self._decided.stop == GO:
@@ -164,6 +168,7 @@ class Trainer:
                     self._finish_first_step()
                 # The device works on this step while the host waits for the one before: never more than one ahead.
                 rolled_back = self._check_finite(previous)
+                self.done.reach(self._step - 1)
                 if previous is not None:
                     self._agreed = previous.agreed()
                 previous = None if rolled_back else outcome
@@ -173,6 +178,8 @@ class Trainer:
                     self._publish()
                 self._agreed = self._agreed._replace(checkpoint=False)  # done, and not again if nothing new is agreed
             self._check_finite(previous)
+            self.done.reach(self._step)
+            self.done.end()
             if self._adoption is not None and self._decided.stop == PAUSE:
                 self._adopt(None)  # what is asked for after it may be that the run pauses
             return self._finish(resumable=self._decided.stop == PAUSE)
