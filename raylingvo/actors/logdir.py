@@ -31,6 +31,8 @@ _SPARE, _SPARE_BYTES = ".spare", 1 << 16
 # What a request may leave in a logdir that holds nothing else.
 _TRACES = {".lock", "control/driver.log", _SPARE}
 _REMEDY = "delete it, and the run goes on from its checkpoints under a new id"
+# By this variable a job is told the commit of the folder that it has a copy of, without .git.
+GIT_SHA = "RAYLINGVO_GIT_SHA"
 _PACKAGES = ("ray", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -221,18 +223,25 @@ def _new_info(experiment: Experiment, run: str | None) -> dict[str, Any]:
 def _provenance() -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
-        "git_sha": _git_sha(),
+        "git_sha": git_sha(Path()) or os.environ.get(GIT_SHA),
         "versions": {"raylingvo": raylingvo.__version__, "python": platform.python_version(), **versions},
         "executable": sys.executable,
         "working_directory": os.getcwd(),  # noqa: PTH109 - a string for JSON
     }
 
 
-def _git_sha() -> str | None:
-    """The commit of the current directory, where the user's experiments are; + if it has uncommitted changes."""
+def git_sha(directory: Path) -> str | None:
+    """The commit of a directory, such as that of the user's experiments; + if it has uncommitted changes.
+
+    None if there is no git, or no repository.
+    """
+
+    def git(*arguments: str) -> str:
+        return subprocess.check_output(
+            ["git", "-C", directory, *arguments], stderr=subprocess.DEVNULL, text=True, timeout=10
+        ).strip()
+
     try:
-        sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
-        return None  # no git, or no repository: nothing to record
-    return sha.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+        return None

@@ -134,12 +134,20 @@ def noted_signals() -> Iterator[Callable[[], str | None]]:
     # Only the main thread may; the owner of another has `stop_request`.
     watched = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()
     # After ray.init, which sets a handler of its own for SIGTERM.
-    previous = {number: signal.signal(number, note) for number in watched}
+    previous = {number: signal.signal(number, note) for number in watched if not _left_ignored(number)}
     try:
         yield lambda: received[0] if received else None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _left_ignored(number: signal.Signals) -> bool:
+    """Whether who started this process has it ignore a signal on purpose, as `nohup` does with SIGHUP.
+
+    Not so SIGINT: every script has those ignore it that it starts with &.
+    """
+    return number != signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN
 
 
 def _check_resources(experiment: Experiment) -> None:

@@ -14,6 +14,7 @@ import pytest
 from running import SECONDS, assert_same_end
 from toy_run import experiment, read_until, started
 
+from raylingvo.actors.run import noted_signals
 from raylingvo.monitor.runs import load_run
 from raylingvo.training import checkpoints
 
@@ -91,3 +92,18 @@ def test_when_the_driver_is_killed_all_its_processes_end_and_the_same_command_en
             assert process.wait(SECONDS) == 0
     assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "finished"
     assert_same_end(experiment(), tmp_path / "run", whole / "run")
+
+
+def test_a_signal_that_is_ignored_does_not_stop_a_run() -> None:
+    """As SIGHUP after `nohup`. But not SIGINT, which whatever a script starts with & ignores."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)}
+    try:
+        with noted_signals() as asked_to_stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert asked_to_stop() is None
+            signal.raise_signal(signal.SIGINT)
+            assert asked_to_stop() == "SIGINT"
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

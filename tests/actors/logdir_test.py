@@ -9,7 +9,7 @@ import sys
 import pytest
 import toy
 
-from raylingvo.actors.logdir import Logdir, hold, read_experiment, read_info
+from raylingvo.actors.logdir import GIT_SHA, Logdir, git_sha, hold, read_experiment, read_info
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Resources, RoleResources, WarmStart
 from raylingvo.parallel.mesh import Mesh
@@ -167,6 +167,27 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
 def test_run_json_is_json(home):
     info = json.loads((home / "run.json").read_text())
     assert info.keys() >= {"id", "experiment", "status", "command", "git_sha", "versions", "seed", "hosts", "result"}
+
+
+def test_the_commit_is_that_of_the_folder_or_the_one_that_a_job_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def recorded():
+        with contextlib.closing(Logdir(tmp_path / ".git" / "run", EXPERIMENT)) as logdir:
+            logdir.begin(["raylingvo"])
+            return logdir.info["git_sha"]
+
+    monkeypatch.delenv(GIT_SHA, raising=False)
+    assert recorded() is None
+    monkeypatch.setenv(GIT_SHA, "abc+")
+    assert recorded() == "abc+"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    sha = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert recorded() == git_sha(tmp_path) == sha
+    (tmp_path / "mine.py").touch()
+    assert recorded() == f"{sha}+"
 
 
 def test_the_source_of_a_warm_start_is_found_once(tmp_path, monkeypatch):
