@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TextIO
 
 import typer
 
@@ -68,30 +67,39 @@ def submit(
         raise RequestError(f"--working-dir {directory}: there is no such folder")
     from raylingvo.actors import submit as jobs
 
-    with _ended_in_order(), jobs.connected(cluster, address) as connection:
-        job = follow or connection.submit(joining(arguments), directory.resolve(), excludes or (), variables)
-        answer: dict[str, Any] = {"job": job, "status": "running", "exit_status": None}
-        again = f"raylingvo submit {connection.where} --follow {job}"
-        if not detach:
-            say(f"raylingvo: job {job}; Ctrl-C leaves it to the cluster")
-            write = sys.stderr if as_json else sys.stdout
-            try:
-                ended = connection.follow(job, lambda text: print(text, end="", file=write, flush=True))
-            except jobs.Silent as silence:
-                say(f"raylingvo: {silence}; the job may go on; to follow it: {again}")
-                answer |= {"status": "unknown", "exit_status": 1}
-            except KeyboardInterrupt:
-                say(f"raylingvo: the job goes on without you; to follow it: {again}")
-                answer |= {"exit_status": 130}
-            else:
-                answer |= {"status": ended.status, "exit_status": ended.exit_status}
-                if ended.message:
-                    say(f"raylingvo: {ended.message}")
+    place = jobs.Place(cluster, address)
+    stream = sys.stderr if as_json else sys.stdout
+    try:
+        outcome = jobs.submit(
+            place,
+            joining(arguments),
+            directory.resolve(),
+            excludes or (),
+            variables,
+            job=follow,
+            detach=detach,
+            write=lambda text: _give_on(text, stream),
+            say=lambda line: say(f"raylingvo: {line}"),
+        )
+    except BrokenPipeError:  # as after `| head`
+        raise typer.Exit from None
+    if outcome.message:
+        say(f"raylingvo: {outcome.message}")
     if as_json:
-        print_json(answer)
+        print_json({"job": outcome.job, "status": outcome.status, "exit_status": outcome.exit_status})
     elif detach:
-        print(f"job {job}: in the cluster\n  follow  {again}\n  stop    ray job stop {job}")
-    raise typer.Exit(answer["exit_status"] or 0)
+        stop = place.ray_job(f"stop {outcome.job}")
+        print(f"job {outcome.job}: in the cluster\n  follow  {place.follow(outcome.job)}\n  stop    {stop}")
+    raise typer.Exit(outcome.exit_status or 0)
+
+
+def _give_on(text: str, stream: TextIO) -> None:
+    try:
+        print(text, end="", file=stream, flush=True)
+    except OSError:
+        # Python would try to write the rest when it ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise
 
 
 def _check(arguments: Sequence[str]) -> None:
@@ -116,18 +124,3 @@ def _variables(assignments: Sequence[str]) -> dict[str, str]:
             raise RequestError(f"--env {assignment}: must be NAME=VALUE")
         variables[name] = value
     return variables
-
-
-@contextlib.contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Lets SIGTERM and SIGHUP end this command as Ctrl-C does: a forwarded port is not left open."""
-    previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(_number: int, _frame: Any) -> None:
-    raise KeyboardInterrupt

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import errno
 import io
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -103,6 +106,7 @@ def test_the_script_that_ray_submit_ships_takes_the_arguments_of_the_command_lin
         (("--address", "y", "--env", "NAME", *RUN), "--env NAME: must be NAME=VALUE"),
         (("--address", "somewhere", *RUN), "--address somewhere: must be the URL of a dashboard, such as http://127"),
         (("--address", "http://a:b", *RUN), "--address http://a:b: must be the URL of a dashboard"),
+        (("--address", "http://[::1", *RUN), "--address http://[::1: must be the URL of a dashboard"),
         (("--address", "ray://a:1", *RUN), "--address ray://a:1: must be the URL of a dashboard"),
         (("--cluster", "nothing.yaml", *RUN), "--cluster nothing.yaml: cannot be read (No such file or directory)"),
     ],
@@ -193,10 +197,19 @@ def test_code_goes_along_and_data_runs_and_environments_do_not(tmp_path: Path, m
         "my.egg-info/PKG-INFO",
         "ignored/by_git.txt",
         "big.bin",
+        *(f"{secrets}/token" for secrets in (".ssh", ".ray", ".config", ".aws", ".gnupg", ".kube")),
+        ".env",
+        ".netrc",
+        "service/.env",
     )
     write(folder, *goes, *stays)
     (folder / ".gitignore").write_text("ignored/\n")
     assert packed(folder, "*.bin") == goes
+
+
+def test_what_is_left_behind_by_default_can_be_taken_along(tmp_path: Path) -> None:
+    write(tmp_path / "project", ".env", ".netrc")
+    assert packed(tmp_path / "project", "!.env") == {".env"}
 
 
 def test_a_folder_that_is_itself_a_logdir_may_go_along(tmp_path: Path) -> None:
@@ -230,9 +243,12 @@ LOG = "one\ntwo\nthree\nfour\nfive\nsix\n"
 class Client:
     """As Ray's: a job that is over when the last of the connections, each of which breaks, has given its pieces."""
 
-    def __init__(self, connections: Sequence[Sequence[str | Exception]], info: Any) -> None:
+    def __init__(
+        self, connections: Sequence[Sequence[str | Exception]], info: Any, logs: str | Exception = LOG
+    ) -> None:
         self._connections = list(connections)
         self._info = info
+        self._logs = logs
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
         for piece in self._connections.pop(0):
@@ -247,11 +263,20 @@ class Client:
         return job_info(JobStatus.RUNNING) if self._connections else self._info
 
     def get_job_logs(self, job: str) -> str:
-        return LOG
+        if isinstance(self._logs, Exception):
+            raise self._logs
+        return self._logs
 
 
 def job_info(status: JobStatus, code: int | None = None, message: str = "") -> Any:
     return types.SimpleNamespace(status=status, driver_exit_code=code, message=message, error_type=None)
+
+
+HERE = jobs.Place(None, "http://a:1")
+
+
+def following(client: Any, write: Callable[[str], Any]) -> jobs.Ended:
+    return jobs.Connection(client, HERE).follow("job", write)
 
 
 def test_logs_are_written_once_whatever_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,10 +287,43 @@ def test_logs_are_written_once_whatever_breaks(monkeypatch: pytest.MonkeyPatch) 
         ["one\ntwo\n", "three\nfour\n", RuntimeError("WebSocket connection closed unexpectedly")],
         ["one\ntwo\nthree\nfour\nfi"],
     )
-    client: Any = Client(connections, job_info(JobStatus.SUCCEEDED, 0))
     written = io.StringIO()
-    assert jobs.Connection(client, "--address A").follow("job", written.write) == ("finished", 0, "")
+    assert following(Client(connections, job_info(JobStatus.SUCCEEDED, 0)), written.write) == ("finished", 0, "")
     assert written.getvalue() == LOG
+
+
+class Never(Client):
+    """Of a job that writes at once, and does not end by itself."""
+
+    def __init__(self) -> None:
+        super().__init__([[LOG]], job_info(JobStatus.RUNNING))
+
+
+@pytest.mark.parametrize(
+    "client",
+    [Never(), Client([], job_info(JobStatus.SUCCEEDED, 0)), Client([[LOG]], job_info(JobStatus.SUCCEEDED, 0))],
+    ids=["while it runs", "when it is over", "at its end"],
+)
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "No space left on device")])
+def test_what_cannot_be_written_is_no_silence_of_the_cluster(client: Client, error: OSError) -> None:
+    def write(text: str) -> None:
+        raise error
+
+    with pytest.raises(OSError) as raised:
+        following(copy.deepcopy(client), write)
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Request failed with status code 500: no\nagent."), OSError("reset")])
+def test_a_job_that_is_over_has_its_end_without_its_log_too(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_POLL_SECONDS", 0.0)
+    written = io.StringIO()
+    said = f"the end of its log cannot be fetched ({' '.join(str(error).split())})"
+    failed = Client([["one\n", OSError("reset")], []], job_info(JobStatus.FAILED, 2), error)
+    assert following(failed, written.write) == ("failed", 2, said)
+    assert written.getvalue() == "one\n"
+    killed = Client([], job_info(JobStatus.FAILED, -9), error)
+    assert following(killed, print) == ("failed", 1, f"the job's process ended with -9; {said}")
 
 
 def test_a_cluster_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,8 +335,85 @@ def test_a_cluster_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -
             raise ConnectionError("refused")
 
     gone: Any = Gone()
-    with pytest.raises(jobs.Silent, match=r"^--address A: no answer for 0 s \(refused\)$"):
-        jobs.Connection(gone, "--address A").follow("job", print)
+    with pytest.raises(jobs.Silent, match=r"^--address http://a:1: no answer for 0 s \(refused\)$"):
+        following(gone, print)
+
+
+class Refusing:
+    """Every question is answered so."""
+
+    def __init__(self, answer: str) -> None:
+        self._answer = answer
+
+    def get_job_info(self, job: str) -> Any:
+        raise RuntimeError(self._answer)
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        return
+        yield
+
+
+def test_only_a_job_that_is_not_there_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    shows = "there is no job job; `ray job list --address http://a:1` shows them"
+    with pytest.raises(RequestError, match=f"^{re.escape(f'--address http://a:1: {shows}')}$"):
+        following(Refusing("Request failed with status code 404: Job job does not exist."), print)
+    monkeypatch.setattr(jobs, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(jobs, "_SILENCE_SECONDS", 0.0)
+    with pytest.raises(jobs.Silent, match="raysubmit_a404b"):
+        following(Refusing("Request failed with status code 500: no agent of raysubmit_a404b."), print)
+
+
+@pytest.mark.parametrize(
+    ("place", "environment", "typed"),
+    [
+        (jobs.Place(None, "a:1"), {}, "ray job stop J --address http://a:1"),
+        (HERE, {"RAY_AUTH_MODE": "token"}, "RAY_AUTH_MODE=token ray job stop J --address http://a:1"),
+        # It would come before what --address says.
+        (HERE, {"RAY_ADDRESS": "b:6379"}, "RAY_ADDRESS= ray job stop J --address http://a:1"),
+        (jobs.Place(Path("my clusters/c.yaml"), None), {}, "ray exec 'my clusters/c.yaml' 'ray job stop J'"),
+    ],
+)
+def test_a_job_is_stopped_from_here(
+    monkeypatch: pytest.MonkeyPatch, place: jobs.Place, environment: dict[str, str], typed: str
+) -> None:
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert place.ray_job("stop J") == typed
+    assert shlex.split(place.follow("J"))[2:4] == [
+        "--address" if place.address else "--cluster",
+        str(place[0] or place[1]),
+    ]
+
+
+class Taking:
+    """Takes a job, and keeps what has been sent."""
+
+    def submit_job(self, **job: Any) -> str:
+        self.job = job
+        return "job-1"
+
+
+def test_the_job_is_told_the_commit_that_the_folder_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taking: Any = Taking()
+
+    def variables(**environment: str) -> dict[str, str]:
+        jobs.Connection(taking, HERE).submit(["list"], tmp_path, (), environment)
+        return taking.job["runtime_env"]["env_vars"]
+
+    waits = {"RAY_JOB_STOP_WAIT_TIME_S": "300"}
+    assert variables(A="b") == {**waits, "A": "b"}
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    sha = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert variables() == {**waits, "RAYLINGVO_GIT_SHA": sha}
+    (tmp_path / "mine.py").touch()
+    assert variables() == {**waits, "RAYLINGVO_GIT_SHA": f"{sha}+"}
+    assert variables(RAYLINGVO_GIT_SHA="mine") == {**waits, "RAYLINGVO_GIT_SHA": "mine"}
 
 
 @pytest.mark.parametrize(
@@ -301,8 +436,6 @@ def test_a_job_ends_as_its_command_does(status: JobStatus, code: int | None, end
 class Cluster:
     """A cluster that takes every job."""
 
-    where = "--address A"
-
     def __init__(self, end: jobs.Ended | BaseException) -> None:
         self.end = end
         self.taken: list[tuple[Any, ...]] = []
@@ -324,7 +457,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[[jobs.Ended | BaseExcep
 
     def make(end: jobs.Ended | BaseException) -> Cluster:
         made = Cluster(end)
-        monkeypatch.setattr(jobs, "connected", lambda cluster, address: contextlib.nullcontext(made))
+        monkeypatch.setattr(jobs, "connected", lambda place: contextlib.nullcontext(made))
         return made
 
     return make
@@ -366,6 +499,13 @@ def test_the_job_gets_the_command_line_the_folder_and_the_variables(
             f"raylingvo: --address A: no answer for 120 s (refused); the job may go on; {AGAIN}",
             {"status": "unknown", "exit_status": 1},
         ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            1,
+            "raylingvo: what the job writes cannot be written here (No space left on device); the job goes on; "
+            f"{AGAIN}",
+            {"status": "running", "exit_status": 1},
+        ),
     ],
 )
 def test_submit_ends_as_the_job_does(
@@ -383,11 +523,42 @@ def test_submit_ends_as_the_job_does(
     assert ended.json == {"job": "job-1", **answer}
 
 
-def test_detached_it_says_how_to_follow(command: Command, cluster: Callable[..., Cluster]) -> None:
+def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path, cluster: Callable[..., Cluster]) -> None:
+    """As with `| head -1`."""
+    script = (
+        "import contextlib, sys\nfrom raylingvo import cli\nfrom raylingvo.actors import submit\n"
+        "class Endless:\n"
+        "    def submit(self, *job): return 'job-1'\n"
+        "    def follow(self, job, write):\n"
+        "        while True: write('a line\\n')\n"
+        "submit.connected = lambda place: contextlib.nullcontext(Endless())\n"
+        f"sys.argv[1:] = {['submit', '--address', 'A', *RUN]}\n"
+        "cli.main()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True, cwd=tmp_path) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "a line\n"
+        process.stdout.close()
+        assert process.wait(SECONDS) == 0
+        assert process.stderr.read() == ANNOUNCED
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", script], stdout=full, stderr=-1, text=True, cwd=tmp_path, timeout=SECONDS
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"{ANNOUNCED}raylingvo: what the job writes cannot be written here (No space left")
+    assert ended.stderr.count("\n") == 2
+
+
+def test_detached_it_says_how_to_follow(
+    command: Command, cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     made = cluster(AssertionError())
-    follow, stop = "raylingvo submit --address A --follow job-1", "ray job stop job-1"
+    follow, stop = "raylingvo submit --address A:1 --follow job-1", "ray job stop job-1 --address http://A:1"
     text = f"job job-1: in the cluster\n  follow  {follow}\n  stop    {stop}\n"
-    assert command("--address", "A", "--detach", *RUN) == (0, text, "")
+    assert command("--address", "A:1", "--detach", *RUN) == (0, text, "")
     answer = {"job": "job-1", "status": "running", "exit_status": None}
     assert command("--address", "A", "--detach", "--json", *RUN).json == answer
     assert len(made.taken) == 2
@@ -402,3 +573,15 @@ def test_sigterm_ends_it_as_ctrl_c_does(command: Command, cluster: Callable[...,
     made.follow = lambda job, write: (signal.raise_signal(signal.SIGTERM), time.sleep(SECONDS))  # type: ignore[method-assign,assignment,return-value]
     assert command("--address", "A", *RUN).status == 130
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_is_ignored_stays_ignored(command: Command, cluster: Callable[..., Cluster]) -> None:
+    """As after `nohup`."""
+    made = cluster(jobs.Ended("finished", 0))
+    made.follow = lambda job, write: (signal.raise_signal(signal.SIGHUP), made.end)[1]  # type: ignore[method-assign]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert command("--address", "A", *RUN).status == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -29,6 +29,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from raylingvo.actors import working_dir
+from raylingvo.actors.logdir import GIT_SHA, git_sha
 from raylingvo.errors import RequestError
 
 _compiled: Any = _raylet  # of which type checkers do not know what it has
@@ -53,6 +54,55 @@ class Silent(RuntimeError):
     """The cluster has not answered for a long time. The job may go on."""
 
 
+class Place(NamedTuple):
+    """A cluster, as the user has named it: by the file that `ray up` has started, or its dashboard's address."""
+
+    cluster: Path | None
+    address: str | None
+
+    @property
+    def option(self) -> str:
+        return " ".join(self._option)
+
+    @property
+    def _option(self) -> tuple[str, str]:
+        return ("--address", str(self.address)) if self.cluster is None else ("--cluster", str(self.cluster))
+
+    def follow(self, job: str) -> str:
+        """The command that follows a job there."""
+        return shlex.join(["raylingvo", "submit", *self._option, "--follow", job])
+
+    def ray_job(self, command: str) -> str:
+        """`ray job COMMAND` for what is there, as it can be typed here."""
+        if self.cluster is not None:
+            # In a login shell on the head, which has the token and its mode from setup.sh.
+            return f"ray exec {shlex.quote(str(self.cluster))} {shlex.quote(f'ray job {command}')}"
+        unset = [f"{name}=" for name in _ADDRESSES if name in os.environ]
+        shown = ["RAY_AUTH_MODE=token"] if os.environ.get("RAY_AUTH_MODE") == "token" else []
+        address = shlex.quote(_url(str(self.address)))
+        return " ".join([*unset, *shown, f"ray job {command} --address {address}"])
+
+
+class Outcome(NamedTuple):
+    """What has become of a request. `exit_status`: of the command that made it; None if it does not wait for the job.
+
+    status: that of the job as it was last heard of; `unknown` if nothing has been heard for long.
+    """
+
+    job: str
+    status: str
+    exit_status: int | None
+    message: str = ""
+
+
+class _NotWritten(Exception):
+    """What a job has written cannot be given on. `error`: why, by the one who was to take it."""
+
+    def __init__(self, error: OSError):
+        super().__init__(str(error))
+        self.error = error
+
+
 class _Log:
     """What a job has written, given on once."""
 
@@ -64,17 +114,19 @@ class _Log:
     def take(self, text: str, start: int) -> None:
         """A piece of the log, that begins with its character number `start`."""
         if new := text[max(0, self._written - start) :]:
-            self._write(new)
+            try:
+                self._write(new)
+            except OSError as error:
+                raise _NotWritten(error) from error
             self._written = start + len(text)
 
 
 class Connection:
     """A cluster whose jobs can be asked for."""
 
-    def __init__(self, client: JobSubmissionClient, where: str):
-        """where: the option that names the cluster, for messages."""
+    def __init__(self, client: JobSubmissionClient, place: Place):
         self._client = client
-        self.where = where
+        self._place = place
 
     def submit(
         self, arguments: Sequence[str], directory: Path, excludes: Sequence[str], environment: Mapping[str, str]
@@ -85,30 +137,47 @@ class Connection:
         """
         patterns = working_dir.excludes_for(directory, excludes)
         working_dir.check_size(directory, patterns)
+        sha = git_sha(directory)  # of the .git that Ray leaves behind
+        variables = {**_ENVIRONMENT, **({GIT_SHA: sha} if sha else {}), **environment}
         try:
             return self._client.submit_job(
                 entrypoint=f"exec python -m raylingvo {shlex.join(arguments)}",
                 runtime_env={
                     "working_dir": str(directory),
                     "excludes": patterns,
-                    "env_vars": {**_ENVIRONMENT, **environment},
+                    "env_vars": variables,
                 },
             )
         except (RuntimeError, ValueError, OSError) as error:
-            raise RequestError(f"{self.where}: the job was refused: {_line(error)}") from error
+            raise RequestError(f"{self._place.option}: the job was refused: {_line(error)}") from error
 
     def follow(self, job: str, write: Callable[[str], Any]) -> Ended:
-        """Gives `write` what the job has written and writes, until it is over. Raises Silent, or RequestError."""
+        """Gives `write` what the job has written and writes, until it is over.
+
+        Raises Silent, RequestError, or the OSError that `write` raises.
+        """
         log = _Log(write)
         while True:
             try:
                 if (info := asyncio.run(self._watch(job, log))).status.is_terminal():
-                    log.take(self._client.get_job_logs(job), 0)
-                    return _ended(info)
+                    return self._end(job, info, log)
+            except _NotWritten as failed:
+                raise failed.error from None
             except (aiohttp.ClientError, OSError, RuntimeError) as error:
                 if time.monotonic() - log.heard > _SILENCE_SECONDS:
-                    raise Silent(f"{self.where}: no answer for {_SILENCE_SECONDS:.0f} s ({_line(error)})") from error
+                    silence = f"no answer for {_SILENCE_SECONDS:.0f} s ({_line(error)})"
+                    raise Silent(f"{self._place.option}: {silence}") from error
             time.sleep(_POLL_SECONDS)
+
+    def _end(self, job: str, info: Any, log: _Log) -> Ended:
+        """The end of a job that is over, and the rest of its log; it may have gone with the machine."""
+        ended = _ended(info)
+        try:
+            log.take(self._client.get_job_logs(job), 0)
+        except (OSError, RuntimeError) as error:
+            lost = f"the end of its log cannot be fetched ({_line(error)})"
+            return ended._replace(message="; ".join(filter(None, (ended.message, lost))))
+        return ended
 
     async def _watch(self, job: str, log: _Log) -> Any:
         """Reads along until the job is over, or the connection ends; what was last heard of the job.
@@ -126,7 +195,7 @@ class Connection:
         finally:
             tail.cancel()
             result = (await asyncio.gather(tail, return_exceptions=True))[0]
-        if isinstance(result, Exception) and not info.status.is_terminal():
+        if isinstance(result, _NotWritten) or (isinstance(result, Exception) and not info.status.is_terminal()):
             raise result
         return info
 
@@ -140,30 +209,81 @@ class Connection:
         try:
             return self._client.get_job_info(job)
         except RuntimeError as error:
-            if "404" in str(error):
-                raise RequestError(f"{self.where}: there is no job {job}; `ray job list` shows them") from error
+            if str(error).startswith("Request failed with status code 404"):
+                listed = f"there is no job {job}; `{self._place.ray_job('list')}` shows them"
+                raise RequestError(f"{self._place.option}: {listed}") from error
             raise
 
 
-@contextlib.contextmanager
-def connected(cluster: Path | None, address: str | None) -> Iterator[Connection]:
-    """The cluster that a file of `ray up` describes, or that whose dashboard is at an address.
+def submit(
+    place: Place,
+    arguments: Sequence[str],
+    directory: Path,
+    excludes: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    job: str | None,
+    detach: bool,
+    write: Callable[[str], Any],
+    say: Callable[[str], Any],
+) -> Outcome:
+    """Starts a job as `Connection.submit` does, or takes up an earlier one, and follows it until it is over.
 
-    Raises RequestError if the file is wrong, nobody answers there, or Ray's token is wanted and is not there.
+    job: the earlier one, instead of a new one. detach: do not follow it. write: is given what the job writes.
+    say: is told once that the job is followed. Ctrl-C, SIGTERM and SIGHUP leave the job to the cluster.
+    Raises RequestError as `connected` and `Connection` do, and BrokenPipeError if `write` does: nobody reads any more.
     """
-    if (cluster is None) == (address is None):
+    with _ended_in_order(), connected(place) as connection:
+        job = job or connection.submit(arguments, directory, excludes, environment)
+        if detach:
+            return Outcome(job, "running", None)
+        say(f"job {job}; Ctrl-C leaves it to the cluster")
+        again = f"to follow it: {place.follow(job)}"
+        try:
+            ended = connection.follow(job, write)
+        except Silent as silence:
+            return Outcome(job, "unknown", 1, f"{silence}; the job may go on; {again}")
+        except KeyboardInterrupt:
+            return Outcome(job, "running", 130, f"the job goes on without you; {again}")
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            full = f"what the job writes cannot be written here ({error.strerror or _line(error)})"
+            return Outcome(job, "running", 1, f"{full}; the job goes on; {again}")
+        return Outcome(job, *ended)
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end this command as Ctrl-C does: a forwarded port is not left open."""
+    # What is ignored stays so, as SIGHUP after `nohup`.
+    watched = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, _interrupt) for number in watched}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def connected(place: Place) -> Iterator[Connection]:
+    """A way to the cluster. Raises RequestError if there is none, or Ray's token is wanted and is not there."""
+    if (place.cluster is None) == (place.address is None):
         raise RequestError("submit: give one of --cluster FILE and --address URL")
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with contextlib.ExitStack() as opened:
-        if cluster is not None:
-            where = f"--cluster {cluster}"
-            check_cluster_file(cluster)
-            url = opened.enter_context(_forwarded(cluster))
+        if place.cluster is not None:
+            check_cluster_file(place.cluster)
+            url = opened.enter_context(_forwarded(place.cluster))
         else:
-            where = f"--address {address}"
-            url = _url(str(address))
-        yield Connection(_client(url, where), where)
+            url = _url(str(place.address))
+        yield Connection(_client(url, place.option), place)
 
 
 def check_cluster_file(path: Path) -> None:
@@ -240,12 +360,13 @@ def _answers(host: str, port: int) -> bool:
 
 def _url(address: str) -> str:
     url = address if "://" in address else f"http://{address}"
-    parts = urlsplit(url)
     try:
-        port = parts.port
+        parts = urlsplit(url)
+        right = parts.scheme == "https" or (parts.scheme == "http" and parts.port is not None)
+        right = right and bool(parts.hostname)
     except ValueError:
-        port = None
-    if parts.scheme not in ("http", "https") or not parts.hostname or (port is None and parts.scheme == "http"):
+        right = False
+    if not right:
         raise RequestError(f"--address {address}: must be the URL of a dashboard, such as http://127.0.0.1:8265")
     return url.rstrip("/")
 

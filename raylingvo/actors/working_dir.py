@@ -28,6 +28,15 @@ EXCLUDES = (
     ".pytest_cache",
     ".ruff_cache",
     ".hypothesis",
+    # Secrets, of a home directory, say: what goes along is there for all who may use the cluster.
+    ".ssh",
+    ".ray",
+    ".config",
+    ".env",
+    ".aws",
+    ".netrc",
+    ".gnupg",
+    ".kube",
 )
 _RECORDS = ("run.json", "sweep.json")  # in a logdir there is one of them
 _BYTES_PER_FILE = 200  # about: its name is in the archive twice

@@ -198,8 +198,6 @@ def test_what_is_submitted_is_a_request_that_can_be_met(
     taken: list[list[str]] = []
 
     class Taking:
-        where = ""
-
         def submit(self, arguments: list[str], *_: object) -> str:
             taken.append(arguments)
             return "job"
@@ -207,7 +205,7 @@ def test_what_is_submitted_is_a_request_that_can_be_met(
         def follow(self, *_: object) -> jobs.Ended:
             return jobs.Ended("finished", 0)
 
-    monkeypatch.setattr(jobs, "connected", lambda cluster, address: contextlib.nullcontext(Taking()))
+    monkeypatch.setattr(jobs, "connected", lambda place: contextlib.nullcontext(Taking()))
     arguments = [argument.replace("$PWD", "/here") for argument in arguments]
     assert command_of(monkeypatch, capsys)(*arguments).status == 0
     (sent,) = taken
@@ -276,7 +274,8 @@ def test_too_large_a_folder_and_a_job_that_is_not_there(head: Head) -> None:
     assert "the largest: weights.bin (100.0 MiB)" in refused.stderr
     unknown = head.submit("--follow", "raysubmit_x")
     assert unknown.returncode == 2
-    assert unknown.stderr.endswith(f"--address {head.url}: there is no job raysubmit_x; `ray job list` shows them\n")
+    lists = f"RAY_AUTH_MODE=token ray job list --address {head.url}"
+    assert unknown.stderr.endswith(f"--address {head.url}: there is no job raysubmit_x; `{lists}` shows them\n")
 
 
 @pytest.mark.ray
@@ -299,10 +298,43 @@ def test_the_head_of_a_cluster_file_is_reached_over_ssh_and_left_again(head: Hea
     (programs / "ssh").chmod(0o755)
     there = {"FORWARD_TO": head.url.rpartition(":")[2], "PATH": f"{programs}{os.pathsep}{head.environment['PATH']}"}
     reached = head.run("raylingvo", "submit", "--cluster", "mine.yaml", "--follow", "raysubmit_x", **there)
-    nothing = "--cluster mine.yaml: there is no job raysubmit_x; `ray job list` shows them"
+    nothing = "--cluster mine.yaml: there is no job raysubmit_x; `ray exec mine.yaml 'ray job list'` shows them"
     assert (reached.returncode, reached.stderr.splitlines()[-1]) == (2, f"raylingvo: {nothing}")
     running = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     assert [command for command in running if str(programs / "ssh") in command] == []
+
+
+# In the place of a run: a job's folder comes before what is installed.
+PATIENT = """
+import os, pathlib, signal, sys
+
+def stop(number, frame):
+    print("asked to end; there are", os.environ["RAY_JOB_STOP_WAIT_TIME_S"], "s for that", flush=True)
+    sys.exit(130)
+
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[-1]).write_text("begun")  # a pipe: it waits until somebody reads
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.ray
+def test_the_command_that_is_said_to_stop_a_job_lets_it_end_by_itself(head: Head) -> None:
+    """That a run then writes a checkpoint is in tests/actors/interrupt_test.py, and both together in the next."""
+    (head.folder / "patient" / "raylingvo").mkdir(parents=True)
+    (head.folder / "patient" / "raylingvo" / "__main__.py").write_text(PATIENT)
+    begun = head.folder / "begun"
+    os.mkfifo(begun)
+    detached = head.submit("--working-dir", str(head.folder / "patient"), "--detach", "--", "list", str(begun))
+    follow, stop = re.findall(r"^  (?:follow|stop)  +(.+)$", detached.stdout, re.M)
+    assert stop.startswith("RAY_AUTH_MODE=token ray job stop raysubmit_")
+    assert begun.read_text() == "begun"
+    head.follow(stop).check_returncode()
+    ended = head.follow(follow)
+    assert ended.returncode == 130
+    assert ended.stdout.endswith("asked to end; there are 300 s for that\n")
+    assert ended.stderr.endswith("raylingvo: the job was stopped\n")
 
 
 @pytest.mark.ray
