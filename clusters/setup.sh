@@ -37,8 +37,9 @@ if [[ ! -x $venv/bin/python ]]; then
   fi
 fi
 
-if compgen -G "$home/dist/*.whl" >/dev/null; then
-  what=("$home"/dist/*.whl)
+if compgen -G "$home/dist/raylingvo-*.whl" >/dev/null; then
+  # Those of earlier versions may lie there too.
+  what=("$(printf '%s\n' "$home"/dist/raylingvo-*.whl | sort -V | tail -n 1)")
 else
   what=("$home/checkout") # needs a C++ compiler
 fi

@@ -171,6 +171,16 @@ def test_every_machine_installs_raylingvo(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_nothing_is_installed_by_a_list_of_packages_from_when_the_image_was_made(path: Path) -> None:
+    config = prepared(path)
+    setups = [config, *config["available_node_types"].values()]
+    commands = [command for setup in setups for command in setup.get("worker_setup_commands", ())]
+    for command in [*commands, *config["head_setup_commands"]]:
+        before, installs, _ = command.partition("apt-get install")
+        assert not installs or "apt-get update" in before
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_the_head_is_where_a_store_may_be_bound_to(path: Path) -> None:
     config = prepared(path)
     nodes = copy.deepcopy(config["available_node_types"])
@@ -204,22 +214,43 @@ def test_nothing_in_these_files_is_somebodys() -> None:
             assert not re.search(r"/(home|root|Users)/", text), path
 
 
-def test_setup_makes_the_environment_and_installs_the_wheel(tmp_path: Path) -> None:
-    """With a Python that only notes what it is asked for."""
-    said = tmp_path / "said"
-    programs = tmp_path / "programs"
+def fake_python(folder: Path) -> Path:
+    """A folder with python and python3, which only note what they are asked for, in `said` beside it."""
+    programs = folder / "programs"
     programs.mkdir()
-    fake = programs / "python3"
-    fake.write_text(
-        f'#!/usr/bin/env bash\necho "$@" >>{said}\n'
-        'if [[ $1 == -m && $2 == venv ]]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi\n'
-    )
-    fake.chmod(0o755)
-    home = tmp_path / "home"
-    for folder in ("raylingvo/dist", ".ray"):
-        (home / folder).mkdir(parents=True)
-    wheel = home / "raylingvo/dist/raylingvo-0.1.0-py3-none-linux_x86_64.whl"
-    wheel.touch()
+    for name in ("python", "python3"):
+        (programs / name).write_text(
+            f'#!/usr/bin/env bash\necho "$@" >>{folder / "said"}\n'
+            'if [[ $1 == -m && $2 == venv ]]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi\n'
+        )
+        (programs / name).chmod(0o755)
+    return programs
+
+
+def make_wheels(folder: Path) -> Path:
+    """Several, of which the last by name is not the newest; that one."""
+    folder.mkdir(parents=True)
+    for version in ("0.2.0", "0.9.1", "0.10.0"):
+        newest = folder / f"raylingvo-{version}-py3-none-linux_x86_64.whl"
+        newest.touch()
+    return newest
+
+
+def test_the_image_has_the_newest_wheel(tmp_path: Path) -> None:
+    programs, there = fake_python(tmp_path), tmp_path / "there"
+    wheel = make_wheels(there)
+    _, command = (CLUSTERS / "kuberay" / "Dockerfile").read_text().split("\nRUN ")
+    command = command.replace("/tmp/raylingvo", str(there))
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "ACCELERATOR": "tpu"}
+    subprocess.run(["sh", "-euc", command], env=environment, check=True, timeout=60)
+    installed = f"-m pip install --no-cache-dir -c {there}/constraints.txt {wheel} jax[tpu]\n"
+    assert (tmp_path / "said").read_text() == installed
+
+
+def test_setup_makes_the_environment_and_installs_the_newest_wheel(tmp_path: Path) -> None:
+    programs, said, home = fake_python(tmp_path), tmp_path / "said", tmp_path / "home"
+    wheel = make_wheels(home / "raylingvo/dist")
+    (home / ".ray").mkdir()
     token = home / ".ray/auth_token"
     token.write_text("secret")
     token.chmod(0o644)
@@ -231,6 +262,7 @@ def test_setup_makes_the_environment_and_installs_the_wheel(tmp_path: Path) -> N
     calls = said.read_text().splitlines()
     assert sum(call.startswith("-m venv") for call in calls) == 1
     assert sum(f"-c {home}/raylingvo/constraints.txt {wheel} jax[tpu]" in call for call in calls) == 2
+    assert sum(call.endswith(f"--force-reinstall {wheel}") for call in calls) == 2
     assert token.stat().st_mode & 0o777 == 0o600
     for name in (".profile", ".bashrc"):
         assert (home / name).read_text() == ". ~/.raylingvo.env\n"
