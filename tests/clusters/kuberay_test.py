@@ -155,7 +155,7 @@ SPECS = {
         {
             "podSelector": of({"matchLabels": by_name(TEXT)}),
             "policyTypes": many(one_of("Ingress", "Egress")),
-            "ingress": many(of({"from": PEERS})),
+            "ingress": many(of({"from": PEERS, "ports": many(of({"port": WHOLE, "protocol": TEXT}))})),
         },
         "podSelector",
     ),
@@ -273,6 +273,47 @@ def test_the_token_is_asked_for_and_nothing_listens_outside(name: str) -> None:
     (resource,) = read(name)
     pods += [resource["spec"]["submitterPodTemplate"]] if resource["kind"] == "RayJob" else []
     assert all(pod["metadata"]["labels"] == labels for pod in pods)
+
+
+def chosen(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    expressions = selector.get("matchExpressions", ())
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        {"In": labels.get(rule["key"]) in rule["values"]}[rule["operator"]] for rule in expressions
+    )
+
+
+def admitted(namespace: dict[str, str] | None, pod: dict[str, str], port: int) -> bool:
+    """Whether the policy admits a pod to a port. namespace: its labels; None: it is that of the policy."""
+    (policy, _) = read("shared.yaml")
+
+    def comes_from(peer: dict[str, Any]) -> bool:
+        where = (
+            namespace is None if "namespaceSelector" not in peer else chosen(peer["namespaceSelector"], namespace or {})
+        )
+        return where and chosen(peer.get("podSelector", {}), pod)
+
+    return any(
+        any(map(comes_from, rule["from"]))
+        and port in [allowed["port"] for allowed in rule.get("ports", [{"port": port}])]
+        for rule in policy["spec"]["ingress"]
+    )
+
+
+def test_who_is_admitted_to_what() -> None:
+    metrics, dashboard, gcs = 8080, 8265, 6379
+
+    def open_to(namespace: dict[str, str] | None, pod: dict[str, str]) -> set[int]:
+        return {port for port in (metrics, dashboard, gcs) if admitted(namespace, pod, port)}
+
+    ours, operator = {"app": "raylingvo"}, {"app.kubernetes.io/name": "kuberay-operator"}
+    assert open_to(None, ours) == {metrics, dashboard, gcs}
+    assert open_to({}, ours) == open_to(None, {"app": "another"}) == set()
+    assert open_to({}, operator) == {dashboard}
+    system, tunnel = {"kubernetes.io/metadata.name": "kube-system"}, {"k8s-app": "konnectivity-agent"}
+    assert open_to(system, tunnel) == {dashboard}
+    assert open_to(system, {"k8s-app": "kube-dns"}) == open_to({}, tunnel) == set()
+    assert open_to({"raylingvo-metrics": "allowed"}, {"app": "prometheus"}) == {metrics}
+    assert open_to({}, {"app": "prometheus"}) == set()
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
