@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -88,7 +88,7 @@ def _of_equation(equation: Any) -> float | None:
         estimate = params.get("cost_estimate")
         return None if estimate is None else float(estimate.flops)
     if name == "cond":
-        branches = [flops(branch) for branch in params["branches"]]
+        branches = [flops(branch) for branch in _branches(params)]
         return None if None in branches else max(branch for branch in branches if branch is not None)
     inner = [flops(part) for part in _parts(params)]
     if not inner and _PRODUCTS.search(name):
@@ -98,6 +98,17 @@ def _of_equation(equation: Any) -> float | None:
     if None in inner:
         return None
     return _times(name, params) * sum(part for part in inner if part is not None)
+
+
+def _branches(params: dict[str, Any]) -> Sequence[Any]:
+    """Of a choice between platforms, which looks like a condition, only what this process's devices will do."""
+    platforms = params.get("branches_platforms")
+    if platforms is None:
+        return params["branches"]
+    backend = jax.default_backend()
+    here = {"cuda", "rocm", "oneapi"} if backend == "gpu" else {backend}
+    of_all = zip(params["branches"], platforms, strict=True)
+    return [next(branch for branch, of in of_all if of is None or here.intersection(of))]
 
 
 def _times(name: str, params: dict[str, Any]) -> int:

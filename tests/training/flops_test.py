@@ -78,6 +78,22 @@ def test_code_that_is_not_jaxs_is_unknown() -> None:
     assert counted(lambda x: lax.cond(x.sum() > 0, outside, lambda x: x, x), X) is None
 
 
+@pytest.mark.parametrize(("backend", "expected"), [("cpu", None), ("gpu", 2 * ONE), ("tpu", ONE)])
+def test_only_what_the_devices_will_do_counts(
+    monkeypatch: pytest.MonkeyPatch, backend: str, expected: float | None
+) -> None:
+    """As our ops have it: C++ on CPUs, JAX elsewhere."""
+
+    def outside(x: jax.Array) -> jax.Array:
+        return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(X.shape, X.dtype), x)
+
+    def chosen(x: jax.Array) -> jax.Array:
+        return lax.platform_dependent(x, cpu=outside, cuda=lambda x: x @ SQUARE @ SQUARE, default=lambda x: x @ SQUARE)
+
+    monkeypatch.setattr(flops_lib.jax, "default_backend", lambda: backend)
+    assert counted(chosen, X) == expected
+
+
 @pytest.mark.parametrize("axes", [{"a", "b"}, {"a"}])
 def test_a_shard_counts_once_for_each_along_the_manual_axes(axes: set[str]) -> None:
     """Along the others its shapes are those of the whole."""
