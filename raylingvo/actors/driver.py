@@ -15,7 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylingvo import config
-from raylingvo.actors import memory
+from raylingvo.actors import memory, metrics
 from raylingvo.actors.calls import POLL_SECONDS, PROFILE_SECONDS, fetch
 from raylingvo.actors.cluster import Cluster
 from raylingvo.data.paths import data_root
@@ -72,7 +72,7 @@ class Order:
             directory=os.getcwd(),  # noqa: PTH109 - a string, for a process of perhaps another Python
             import_paths=[path for path in sys.path if path],
             # What roles are told by their driver, or what it looks at itself.
-            environment={"RAYLINGVO_DATA": str(data_root())}
+            environment={"RAYLINGVO_DATA": str(data_root()), **metrics.environment()}
             | {name: os.environ[name] for name in memory.KEEP if name in os.environ},
         )
 

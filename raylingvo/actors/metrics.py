@@ -104,6 +104,7 @@ class RunMetrics:
         self._due = Sometimes()
         self._samples: list[Sample] = []
         self._started = time.time()
+        self._disk_refused = False
         self._step: int | None = None
         self._step_changed = time.monotonic()
 
@@ -118,7 +119,7 @@ class RunMetrics:
         if training:
             values = {
                 "step_age_seconds": time.monotonic() - self._step_changed,
-                "checkpoint_age_seconds": max(0.0, now - max(self._started, self._newest_checkpoint())),
+                "checkpoint_age_seconds": self._checkpoint_age(now),
             }
             self._samples += samples("trainer", self._dataset, values)
         export(self._run, self._samples)
@@ -132,12 +133,23 @@ class RunMetrics:
             tags = {"run": self._run, "role": role, "dataset": self._dataset if role == "trainer" else dataset}
             _metric("restarts").inc(1, {**tags, "cause": cause})
 
+    def _checkpoint_age(self, now: float) -> float | None:
+        """None if the disk refuses to tell, which is logged once: it must not be this that ends a run."""
+        try:
+            return max(0.0, now - max(self._started, self._newest_checkpoint()))
+        except OSError:
+            if not self._disk_refused:
+                logging.getLogger(__name__).exception("the age of the newest checkpoint is not known")
+            self._disk_refused = True
+            return None
+
     def _newest_checkpoint(self) -> float:
         """Unix seconds; 0 if there is none."""
-        newest = 0.0
-        # They come and go meanwhile.
-        with contextlib.suppress(OSError):
-            for path in (self._logdir / "train" / "checkpoints").iterdir():
-                if path.name.isdecimal():
+        newest, paths = 0.0, []
+        with contextlib.suppress(FileNotFoundError):  # there are none yet
+            paths = list((self._logdir / "train" / "checkpoints").iterdir())
+        for path in paths:
+            if path.name.isdecimal():
+                with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile
                     newest = max(newest, path.stat().st_mtime)
         return newest

@@ -24,9 +24,11 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raylingvo import config
-from raylingvo.actors import crashes, memory, metrics, priorities
+from raylingvo.actors import crashes, memory, priorities
 from raylingvo.actors.calls import PAYLOAD_SECONDS, POLL_SECONDS, fetch
 from raylingvo.actors.gang import Gang
+from raylingvo.actors.metrics import environment as metrics_environment
+from raylingvo.actors.metrics import exported
 from raylingvo.actors.outbox import Announcement, Outbox, Snapshot, Version
 from raylingvo.actors.store_actor import HostActor, StoreActor
 from raylingvo.actors.within import Command, Within
@@ -50,7 +52,7 @@ class Job:
         self.config = config.dump(experiment)
         self.logdir = str(logdir)
         self.import_paths = [path for path in sys.path if path]
-        self.environment = {"RAYLINGVO_DATA": str(data_root()), **metrics.environment(), **within.environment}
+        self.environment = {"RAYLINGVO_DATA": str(data_root()), **metrics_environment(), **within.environment}
         self.data = list(within.data)
         # In a cluster of one's own Ray's processes have inherited the environment of this one; else each role asks for
         # what it needs. Such a process is one that Ray has not started beforehand: a second or two.
@@ -153,7 +155,7 @@ class TrainerActor:
             if self._adoption is not None:
                 trainer.adopt(self._adoption)
                 self._adoption = None  # it keeps another run's memory
-        with metrics.exported(self._job.run, trainer.exported) if index == 0 else contextlib.nullcontext():
+        with exported(self._job.run, trainer.exported) if index == 0 else contextlib.nullcontext():
             result = trainer.run()
         if not result.pop("resumes"):  # else nothing will be evaluated, and the last step is on disk
             self._outbox.wait_handed_over(PAYLOAD_SECONDS)
@@ -291,7 +293,7 @@ class ReaderActor:
             from raylingvo.actors.decoder import Decoder as Role
         with (
             contextlib.closing(Role(experiment, self._dataset, Path(self._job.logdir))) as role,
-            metrics.exported(self._job.run, lambda: self._feed.samples(self._kind, self._dataset)),
+            exported(self._job.run, lambda: self._feed.samples(self._kind, self._dataset)),
         ):
             role.follow(self._feed)
 
@@ -302,12 +304,12 @@ class _Feed:
     def __init__(self, store: Any, name: str):
         self._store = store
         self._name = name
-        self._working_on: float | None = None  # Unix seconds at the end of its step
+        self._working_since: float | None = None  # as SnapshotStore.status has it
         self._last: tuple[int | None, dict[str, float]] = None, {}  # step and metrics of the last result
 
     def samples(self, kind: str, dataset: str) -> list[Sample]:
         step, metrics = self._last
-        return reader_samples(kind, dataset, metrics, step, self._working_on, time.time())
+        return reader_samples(kind, dataset, metrics, step, self._working_since, time.time())
 
     def next(self) -> Arrival | None:
         from raylingvo.actors.reader import Arrival
@@ -329,18 +331,19 @@ class _Feed:
             if not parts or None in parts:
                 fetch(self._store.lost.remote(reply["life"], reply["step"], reply["weights"]))
                 continue
-            self._working_on = reply["time"]
+            self._working_since = reply["time"]
             return Arrival(reply["step"], reply["time"], Assembled(parts).leaves())
 
     def done(self, step: int, metrics: dict[str, float]) -> None:
-        self._last, self._working_on = (step, metrics), None
+        self._last, self._working_since = (step, metrics), None
         fetch(self._store.done.remote(self._name, step, metrics))
 
 
 def start_store(job: Job, resources: RoleResources, *, max_bytes: int, max_count: int) -> Any:
     """Starts the SnapshotStore of a run. Ray does so again whenever it dies, and repeats the calls to it."""
     options = {**_amounts(resources), "max_concurrency": 1000, "max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(StoreActor).options(**options).remote(job.run, uuid.uuid4().hex, max_bytes, max_count)
+    args = job.run, uuid.uuid4().hex, max_bytes, max_count, metrics_environment()
+    return ray.remote(StoreActor).options(**options).remote(*args)
 
 
 def start_trainer(workers: Workers, job: Job, resources: Resources, store: Any) -> Gang:

@@ -234,7 +234,10 @@ class SnapshotStore:
         return sum(weights.values()) + sum(states.values())
 
     def status(self) -> dict[str, Any]:
-        """Counts for the live table: of the store, and of each reader."""
+        """For the live table: of the store, and of each reader what it works on, and since when that waits.
+
+        working_since: Unix seconds at the end of that step; None, as `working_on`, of a reader without work.
+        """
         newest = max(self._entries.values(), key=lambda entry: entry.step, default=None)
         return {
             "held": sum(entry.in_memory and entry.whole for entry in self._entries.values()),
@@ -245,6 +248,7 @@ class SnapshotStore:
             "readers": {
                 name: {
                     "working_on": reader.working_on,
+                    "working_since": self._working_since(reader),
                     "skipped": self._skipped(reader),
                     "behind": self._behind(reader),
                     "waiting": sum(self._waits_for(reader, entry) for entry in self._entries.values()),
@@ -261,6 +265,10 @@ class SnapshotStore:
         if newest is None or newest.step <= reader.last_done or (reader.policy == "last" and not self.closed):
             return None
         return newest
+
+    def _working_since(self, reader: Reader) -> float | None:
+        entry = None if reader.working_on is None else self._entries.get(reader.working_on)
+        return entry and entry.time
 
     def _waits_for(self, reader: Reader, entry: Entry) -> bool:
         return reader.policy == "every" and entry.step not in reader.done

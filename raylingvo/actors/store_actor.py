@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,7 +57,8 @@ class _Announced(NamedTuple):
 class StoreActor:
     """Large objects only ever travel as references inside a list, which Ray does not fetch for the callee."""
 
-    def __init__(self, run: str, spill_token: str, max_bytes: int, max_count: int):
+    def __init__(self, run: str, spill_token: str, max_bytes: int, max_count: int, environment: Mapping[str, str]):
+        os.environ.update(environment)
         self._run = run
         self._life = uuid.uuid4().hex
         self._export_is_due = metrics.Sometimes()
@@ -279,10 +281,10 @@ class StoreActor:
                     entry.payload = [ray.put(part) for part in parts]
         return {"life": self._life, "step": entry.step, "time": entry.time, "weights": entry.payload}
 
-    async def done(self, name: str, step: int, metrics: dict[str, float]) -> None:
+    async def done(self, name: str, step: int, result: dict[str, float]) -> None:
         await self._opened.wait()
         self._store.done(name, step)
-        self._results.append({"reader": name, "step": step, "metrics": metrics})
+        self._results.append({"reader": name, "step": step, "metrics": result})
         await self._wake()
 
     async def results(self, life: str | None, seen: int) -> tuple[str, list[dict[str, Any]]]:

@@ -612,7 +612,8 @@ class Supervisor:
         found = self._metrics.update(step, training=self._trained is None)
         found = [*found, *self._trainer_status.get("samples", ())]
         for role in self._roles.values():
-            found += reader_samples(role.kind, role.dataset, role.metrics, role.step, None, now)
+            since = self._store_status.get("readers", {}).get(role.name, {}).get("working_since")
+            found += reader_samples(role.kind, role.dataset, role.metrics, role.step, since, now)
         return [*found, *(store_samples(self._store_status, now) if self._store_status else ())]
 
 

@@ -143,12 +143,12 @@ def store_samples(status: Mapping[str, Any], now: float) -> list[Sample]:
 
 
 def reader_samples(
-    role: str, dataset: str, metrics: Mapping[str, float], step: int | None, waiting_since: float | None, now: float
+    role: str, dataset: str, metrics: Mapping[str, float], step: int | None, working_since: float | None, now: float
 ) -> list[Sample]:
-    """metrics, step: of the last result. waiting_since: Unix seconds at the end of the step that is worked on."""
+    """metrics, step: of the last result. working_since: of this reader, see SnapshotStore.status."""
     lags = [metrics["lag_seconds"]] if "lag_seconds" in metrics else []
-    if waiting_since is not None:
-        lags.append(max(0.0, now - waiting_since))
+    if working_since is not None:
+        lags.append(max(0.0, now - working_since))
     values = {
         "step": step,
         "eval_lag_seconds": max(lags, default=None),

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import toy
 
-from raylingvo.actors import metrics
+from raylingvo.actors import metrics, remote
+from raylingvo.actors.driver import Order
+from raylingvo.actors.snapshot_store import SnapshotStore
+from raylingvo.actors.store_actor import StoreActor
+from raylingvo.experiment import RoleResources
 from raylingvo.monitor.exported import BY_NAME, Sample
 
 SECONDS = 60
@@ -124,6 +131,92 @@ def test_a_checkpoint_of_an_earlier_start_is_as_old_as_this_start(recorder: Reco
     metrics.RunMetrics("run-1", "train", tmp_path).update(10, training=True)
     (age,) = recorder.values("checkpoint_age_seconds")
     assert age < 50
+
+
+def test_a_checkpoint_that_goes_meanwhile_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch, recorder: Recorder, tmp_path: Path
+) -> None:
+    folder = tmp_path / "train" / "checkpoints"
+    for name in ("10", "20", "30"):
+        (folder / name).mkdir(parents=True)
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter([folder / name for name in ("5", "10", "15", "30", "40")]))
+    of_run = metrics.RunMetrics("run-1", "train", tmp_path)
+    of_run._started -= 1000
+    of_run.update(30, training=True)
+    (age,) = recorder.values("checkpoint_age_seconds")
+    assert age < 50
+
+
+def test_a_disk_that_refuses_is_logged_once_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, recorder: Recorder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    of_run = metrics.RunMetrics("run-1", "train", tmp_path)
+    of_run._due = lambda: True
+    with caplog.at_level(logging.ERROR):
+        for _ in range(2):
+            of_run.update(30, training=True)
+    assert [record.message for record in caplog.records] == ["the age of the newest checkpoint is not known"]
+    assert recorder.values("checkpoint_age_seconds") == []
+    assert len(recorder.values("step_age_seconds")) == 2
+
+
+def test_what_a_command_says_of_metrics_reaches_a_driver_in_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = {metrics.SWITCH: "0", "RAYLINGVO_PEAK_FLOPS": "2e9"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    cluster: Any = None
+    order = Order.of_this_process("run-1", toy.experiment(), tmp_path, 0.0, cluster)
+    assert given.items() <= order.environment.items()
+
+
+def test_what_a_command_says_of_metrics_reaches_the_store(monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> None:
+    """Which may be in a process that was started with another environment."""
+
+    class Actors:
+        def options(self, **_: Any) -> Actors:
+            return self
+
+        def remote(self, *args: Any) -> StoreActor:
+            monkeypatch.setenv(metrics.SWITCH, "1")  # there
+            return StoreActor(*args)
+
+    def started(switch: str) -> StoreActor:
+        monkeypatch.setenv(metrics.SWITCH, switch)
+        return remote.start_store(job, RoleResources(), max_bytes=1, max_count=1)
+
+    monkeypatch.setattr(remote.ray, "remote", lambda _: Actors())
+    job: Any = SimpleNamespace(run="run-1")
+    asyncio.run(started("0").status())
+    assert recorder.found == []
+    asyncio.run(started("1").status())
+    assert recorder.values("store_bytes") == [0]
+
+
+def test_the_store_says_since_when_a_reader_works() -> None:
+    store = SnapshotStore(max_bytes=1000, max_count=10)
+    store.register("Evaler(test)", "latest")
+
+    def since() -> float | None:
+        return store.status()["readers"]["Evaler(test)"]["working_since"]
+
+    store.add(10, "weights", 1, time=1000.0)
+    assert since() is None
+    taken = store.take("Evaler(test)")
+    assert taken is not None
+    store.add(20, "weights", 1, time=2000.0)
+    assert since() == taken.time == 1000.0  # which the reader is given, too
+    store.done("Evaler(test)", 10)
+    assert since() is None
+    store.take("Evaler(test)")
+    assert since() == 2000.0
+    store.died("Evaler(test)")
+    assert since() is None
 
 
 def test_restarts_have_their_cause(recorder: Recorder, tmp_path: Path) -> None:
