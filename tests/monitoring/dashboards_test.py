@@ -19,7 +19,8 @@ DASHBOARD = json.loads((FOLDER / "grafana.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
 DOCUMENT = (ROOT / "docs" / "monitoring.md").read_text()
-NAMES = {metric.prometheus_name for metric in exported.EXPORTED}
+ROLES = {metric.prometheus_name: metric.roles for metric in exported.EXPORTED}
+NAMES = ROLES.keys()
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool (Debian: prometheus)")
 
 
@@ -27,8 +28,20 @@ def _named(text: str) -> set[str]:
     return set(re.findall(r"ray_raylingvo_\w+", text))
 
 
-def test_every_metric_is_on_the_dashboard_and_no_other() -> None:
-    assert _named(" ".join(QUERIES)) == NAMES
+def _shown(query: str) -> set[tuple[str, str]]:
+    """(metric, role) of what a query shows."""
+    shown = set()
+    for name, selector in re.findall(r"(ray_raylingvo_\w+)\{([^}]*)\}", query):
+        role = re.search(r'role="(\w+)"', selector)
+        roles = [role[1]] if role else ROLES[name]
+        assert len(roles) == 1 or re.match(r"(max|sum) by \([^)]*\brole\b", query), f"{query} mixes {roles}"
+        shown |= {(name, of) for of in roles}
+    return shown
+
+
+def test_every_metric_of_every_role_is_on_the_dashboard_and_no_other() -> None:
+    exported_pairs = {(name, role) for name, roles in ROLES.items() for role in roles}
+    assert {pair for query in QUERIES for pair in _shown(query)} == exported_pairs
 
 
 def test_alerts_and_settings_name_metrics_that_there_are() -> None:

@@ -1,4 +1,4 @@
-"""A toy task whose metrics say how many tokens there were: importable by the roles of a run."""
+"""A toy task whose metrics tell the number of tokens, and the loss of outputs: importable by the roles of a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from toy import Regression
 
 TOKENS_PER_EXAMPLE = 5
@@ -19,3 +20,7 @@ class Words(Regression):
         loss, metrics = super().loss(model, batch, rng)
         tokens = TOKENS_PER_EXAMPLE * (batch["weight"] > 0).sum().astype("float32")
         return loss, {**metrics, "log_pplx": (loss, tokens)}
+
+    def postprocess(self, decoded: np.ndarray, batch: Any) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
+        outputs, metrics = super().postprocess(decoded, batch)
+        return outputs, {**metrics, "loss": metrics["squared_error"]}
