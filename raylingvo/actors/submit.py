@@ -29,7 +29,6 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from raylingvo.actors import working_dir
-from raylingvo.actors.logdir import GIT_SHA, git_sha
 from raylingvo.errors import RequestError
 
 _compiled: Any = _raylet  # of which type checkers do not know what it has
@@ -135,6 +134,8 @@ class Connection:
 
         Raises RequestError if the folder is too large, or the cluster refuses the job.
         """
+        from raylingvo.actors.logdir import GIT_SHA, git_sha  # here: it imports JAX
+
         patterns = working_dir.excludes_for(directory, excludes)
         working_dir.check_size(directory, patterns)
         sha = git_sha(directory)  # of the .git that Ray leaves behind
