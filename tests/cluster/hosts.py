@@ -23,7 +23,6 @@ import psutil
 
 SECONDS = 120  # no command takes so long unless it hangs
 SHARED = Path("/mnt/raylingvo")  # the folder that all hosts of a bed share, as they see it
-SHM_BYTES = 1 << 30  # of a host's /dev/shm
 
 _NETWORK = "192.0.2.{}"  # of the addresses for documentation: nobody's
 _HOME = Path("/root")
@@ -96,7 +95,7 @@ class Host:
     def start(self) -> None:
         """Switches it on: returns when its sshd listens."""
         assert self._init is None
-        script = _INIT.format(shm_bytes=SHM_BYTES, mounts="\n".join(self._mounts()))
+        script = _INIT.format(shm_bytes=self._bed.shm_bytes, mounts="\n".join(self._mounts()))
         self._init = _popen(*_WITH_US, "-pfmuni", "--mount-proc", "bash", "-c", script)
         _expect(self._init, "born")
         (child,) = psutil.Process(self._init.pid).children()
@@ -147,6 +146,17 @@ class Host:
         assert not check or done.returncode == 0, f"{text}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
+    @contextlib.contextmanager
+    def typed(self, text: str) -> Iterator[subprocess.Popen[str]]:
+        """A command there, and all that it says. It is killed if it has not ended by then."""
+        with subprocess.Popen(
+            self.command(text), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
     def processes(self) -> list[str]:
         """The command lines of what runs there, but for its process 1 and sshd."""
         found = []
@@ -190,10 +200,13 @@ class Host:
 class Bed:
     """A network with hosts of these names, all switched on; a context manager.
 
-    Names are also those in /etc/hosts. Anybody who has `key` may log in anywhere as root.
+    Names are also those in /etc/hosts. Anybody who has `key` may log in anywhere as root. Hosts end with the thread
+    that has started them.
     """
 
-    def __init__(self, *names: str):
+    def __init__(self, *names: str, shm_bytes: int = 1 << 30):
+        """shm_bytes: of each host's /dev/shm."""
+        self.shm_bytes = shm_bytes
         self._names = names
 
     def __enter__(self) -> Bed:
@@ -235,6 +248,11 @@ class Bed:
 
     def set_port(self, port: str, state: str) -> None:
         self._on_switch(f"link set {port} {state}")
+
+    def throttle(self, port: str, gbits: float) -> None:
+        """Lets no more through to a port's host, per second."""
+        rate = f"root tbf rate {gbits * 1000:.0f}mbit burst 1mb latency 50ms"
+        _run("tc", "qdisc", "replace", "dev", port, *rate.split(), within=(self._switch.pid, "-n"))
 
     def _on_switch(self, command: str) -> None:
         _run("ip", *command.split(), within=(self._switch.pid, "-n"))

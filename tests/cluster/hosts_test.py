@@ -42,6 +42,14 @@ def links() -> list[str]:
     return sorted(path.name for path in Path("/sys/class/net").iterdir())
 
 
+def test_it_is_said_why_there_can_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(shutil, "which", lambda program, path: None if program in ("sshd", "rsync") else program)
+    assert missing() == "sshd, rsync not installed"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert missing() == "needs root"
+
+
 def test_a_host_is_reached_by_name_and_by_address(near: Host, far: Host) -> None:
     for name in (far.name, far.address):
         assert near.run(f"{SSH} {name} hostname").stdout == "far\n"

@@ -1,4 +1,7 @@
-"""What clusters/local.yaml starts on two hosts, used from a third: runs, ways to submit them, losses, and its end."""
+"""What clusters/local.yaml starts on two hosts, used from a third: runs, ways to submit them, losses, and its end.
+
+All of it, some minutes: python -m pytest -n 0 -m cluster tests/cluster
+"""
 
 from __future__ import annotations
 
@@ -95,11 +98,7 @@ def test_a_run_with_its_evaler_on_the_other_host(cluster: Launched, whole: Path)
     assert set(ended["restarts"].values()) == {0}
 
 
-def test_a_submitted_run_ends_as_its_command_does(cluster: Launched) -> None:
-    arguments = request(cluster, "submitted", experiment(cluster))
-    done = cluster.type(f"raylingvo submit --cluster {FILE} --json -- {arguments}")
-    assert json.loads(done.stdout)["exit_status"] == 0
-    assert hosts_of(cluster.shared / "submitted", "eval_test") == {"other"}
+def test_a_wrong_request_is_refused_there_as_here(cluster: Launched) -> None:
     refused = cluster.type(f"raylingvo submit --cluster {FILE} -- inspect config image.digits.Nothing", check=False)
     assert refused.returncode == 2
     assert "raylingvo: no experiment 'image.digits.Nothing'" in refused.stdout
@@ -117,6 +116,15 @@ def test_a_host_that_is_cut_off_and_comes_back(cluster: Launched, whole: Path) -
     ended = result(cluster.shared / "cut")
     assert (ended["restarts"]["Trainer"], ended["restarts"]["SnapshotStore"]) == (0, 0)
     assert_as_if_nothing_had_been(cluster, "cut", whole)
+
+
+@pytest.mark.slow
+def test_a_submitted_run_ends_as_its_command_does(cluster: Launched) -> None:
+    arguments = request(cluster, "submitted", experiment(cluster))
+    done = cluster.type(f"raylingvo submit --cluster {FILE} --json -- {arguments}")
+    answer = json.loads(done.stdout)
+    assert (answer["status"], answer["exit_status"]) == ("finished", 0)
+    assert hosts_of(cluster.shared / "submitted", "eval_test") == {"other"}
 
 
 def assert_as_if_nothing_had_been(cluster: Launched, name: str, whole: Path) -> None:
