@@ -140,6 +140,7 @@ def test_a_rate_that_follows_evaluations_is_the_same_on_all_hosts(tmp_path: Path
     assert any("learning rate x 0.7 from step" in event for event in running.view.events)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_other_hosts_and_devices(tmp_path: Path, whole: Path) -> None:
     """Two hosts, one device, one host with four devices: each takes up exactly what the one before left."""
     steps = 0

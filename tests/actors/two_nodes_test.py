@@ -75,6 +75,7 @@ def placed(
     return dataclasses.replace(experiment, resources=resources)
 
 
+@pytest.mark.slow  # tests/cluster loses machines every time
 def test_the_machine_that_has_the_store_is_lost(
     machines: Cluster, second: Any, tmp_path: Path, whole: Path, new_gate: Callable[[str], gates.Gate]
 ) -> None:
