@@ -56,6 +56,8 @@ def peak_flops(device_kind: str) -> float | None:
         if not 0 < given < math.inf:
             raise RequestError(f"{PEAK} must be a number above 0, operations a second of one device (got {text!r})")
         return given
+    if " MIG " in device_kind:
+        return None  # a part of a GPU
     known = [kind for kind in _PEAKS if re.match(rf"{kind}(?!\w)", device_kind)]  # not L4 of an L40
     return _PEAKS[max(known, key=len)] if known else None
 

@@ -143,6 +143,7 @@ KINDS = {  # as JAX calls them
     "NVIDIA L40": None,
     "NVIDIA L40S": None,
     "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 80GB HBM3 MIG 1g.10gb": None,
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100 NVL": 835.5e12,
     "NVIDIA H200": 989e12,
