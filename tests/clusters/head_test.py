@@ -304,16 +304,16 @@ def test_the_head_of_a_cluster_file_is_reached_over_ssh_and_left_again(head: Hea
     assert [command for command in running if str(programs / "ssh") in command] == []
 
 
-# In the place of a run: a job's folder comes before what is installed.
+# In the place of a run: an experiment whose module waits.
 PATIENT = """
-import os, pathlib, signal, sys
+import os, signal
 
 def stop(number, frame):
     print("asked to end; there are", os.environ["RAY_JOB_STOP_WAIT_TIME_S"], "s for that", flush=True)
-    sys.exit(130)
+    raise SystemExit(130)
 
 signal.signal(signal.SIGTERM, stop)
-pathlib.Path(sys.argv[-1]).write_text("begun")  # a pipe: it waits until somebody reads
+print("begun", flush=True)
 while True:
     signal.pause()
 """
@@ -322,19 +322,18 @@ while True:
 @pytest.mark.ray
 def test_the_command_that_is_said_to_stop_a_job_lets_it_end_by_itself(head: Head) -> None:
     """That a run then writes a checkpoint is in tests/actors/interrupt_test.py, and both together in the next."""
-    (head.folder / "patient" / "raylingvo").mkdir(parents=True)
-    (head.folder / "patient" / "raylingvo" / "__main__.py").write_text(PATIENT)
-    begun = head.folder / "begun"
-    os.mkfifo(begun)
-    detached = head.submit("--working-dir", str(head.folder / "patient"), "--detach", "--", "list", str(begun))
+    (head.project / "patient.py").write_text(PATIENT)
+    detached = head.submit("--detach", "--", "inspect", "config", "patient.Patient")
     follow, stop = re.findall(r"^  (?:follow|stop)  +(.+)$", detached.stdout, re.M)
     assert stop.startswith("RAY_AUTH_MODE=token ray job stop raysubmit_")
-    assert begun.read_text() == "begun"
-    head.follow(stop).check_returncode()
-    ended = head.follow(follow)
-    assert ended.returncode == 130
-    assert ended.stdout.endswith("asked to end; there are 300 s for that\n")
-    assert ended.stderr.endswith("raylingvo: the job was stopped\n")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(shlex.split(follow), env=head.environment, cwd=head.project, text=True, **pipes) as following:
+        assert following.stdout is not None
+        assert following.stdout.readline() == "begun\n"
+        head.follow(stop).check_returncode()
+        out, err = following.communicate(timeout=SECONDS)
+    assert (following.returncode, out) == (130, "asked to end; there are 300 s for that\n")
+    assert err.endswith("raylingvo: the job was stopped\n")
 
 
 @pytest.mark.ray
