@@ -224,7 +224,8 @@ def test_the_values_are_those_of_the_run(live: Live, prometheus: Prometheus) -> 
     for role, dataset, folder in (("evaler", "test", "eval_test"), ("decoder", "dev", "decode_dev")):
         assert value(f"eval_lag_steps@{role}({dataset})") == 0
         *_, record = read_metrics(live.logdir / folder)
-        _poll(lambda of=f"step@{role}({dataset})": value(of), lambda step, last=record: step == last["step"])
+        last = record["step"]
+        assert _poll(lambda of=f"step@{role}({dataset})": value(of), lambda step, last=last: step == last) == last
         assert value(f"eval_lag_seconds@{role}({dataset})") == pytest.approx(record["lag_seconds"])
 
 
