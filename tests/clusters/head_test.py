@@ -56,6 +56,7 @@ def _blocks() -> list[Block]:
 
 BLOCKS = _blocks()
 TO_RUN = [block for block in BLOCKS if not block.skipped]
+RAYS_OWN = "ray job submit"  # what Ray's own commands do takes long, and is not ours
 
 
 def _free_port() -> int:
@@ -166,7 +167,13 @@ def test_what_is_not_run_needs_a_cloud_or_starts_and_stops_ray() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("block", TO_RUN[1:], ids=lambda block: f"line {block.line}")
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, id=f"line {block.line}", marks=[pytest.mark.slow] if RAYS_OWN in block.text else [])
+        for block in TO_RUN[1:]
+    ],
+)
 def test_a_block_runs(head: Head, block: Block) -> None:
     done = head.follow(block.text)
     assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
@@ -226,6 +233,7 @@ def test_the_files_that_it_names_exist() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_code_of_the_folder_is_there(head: Head) -> None:
     (head.project / "mine.py").write_text(
         "import raylingvo as rl\n\n\n"
@@ -321,7 +329,7 @@ while True:
 
 @pytest.mark.ray
 def test_the_command_that_is_said_to_stop_a_job_lets_it_end_by_itself(head: Head) -> None:
-    """That a run then writes a checkpoint is in tests/actors/interrupt_test.py, and both together in the next."""
+    """Its code is in the folder. That a run writes a checkpoint is in tests/actors/interrupt_test.py."""
     (head.project / "patient.py").write_text(PATIENT)
     detached = head.submit("--detach", "--", "inspect", "config", "patient.Patient")
     follow, stop = re.findall(r"^  (?:follow|stop)  +(.+)$", detached.stdout, re.M)
@@ -329,9 +337,12 @@ def test_the_command_that_is_said_to_stop_a_job_lets_it_end_by_itself(head: Head
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(shlex.split(follow), env=head.environment, cwd=head.project, text=True, **pipes) as following:
         assert following.stdout is not None
-        assert following.stdout.readline() == "begun\n"
-        head.follow(stop).check_returncode()
+        for line in following.stdout:
+            if line == "begun\n":
+                break
+        stopped = head.follow(stop)
         out, err = following.communicate(timeout=SECONDS)
+    assert stopped.returncode == 0, stopped.stderr
     assert (following.returncode, out) == (130, "asked to end; there are 300 s for that\n")
     assert err.endswith("raylingvo: the job was stopped\n")
 
