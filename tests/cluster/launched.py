@@ -42,26 +42,7 @@ def cluster_file(head: Host, workers: list[Host], object_store_bytes: int) -> di
     for kind in ("head", "worker"):
         commands = config[f"{kind}_start_ray_commands"]
         commands[-1] = commands[-1].replace("ray start", f"{variables} ray start {sizes}")
-    if "--block" not in commands[-1]:
-        commands[-1] = _watched(commands[-1])
     return config
-
-
-def _watched(start: str) -> str:
-    """Starts Ray on a worker with somebody who ends what is left of it there when its head is gone.
-
-    On machines of one's own `ray down` (2.60) stops Ray on the head alone. A raylet ends when it has missed its head
-    for a minute; of what belongs to it, some ends a minute later, and the log monitor never.
-    """
-    before, _, after = start.rpartition("; ")
-    log = "~/raylingvo/ray.log"
-    # 1: a part of it has died. `ray stop`, which comes before it is started again, ends it otherwise.
-    start = f"{after.replace('ray start', 'ray start --block')} || [ $? != 1 ] || ray stop"
-    failed = f"{{ cat {log}; exit 1; }}"
-    return (
-        f"{before}; rm -f {log}; nohup sh -c '{start}' >{log} 2>&1 </dev/null & "
-        f"until grep -qs 'Ray runtime started' {log}; do kill -0 $! || {failed}; sleep 0.2; done"
-    )
 
 
 def _install(host: Host, paths: Sequence[Path]) -> None:

@@ -10,7 +10,7 @@ import gates
 import pytest
 from running import Running, gated, only_eval, own_ray
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def _lag(status: Any) -> float | None:
