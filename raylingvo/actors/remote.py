@@ -54,6 +54,7 @@ class Job:
         self.import_paths = [path for path in sys.path if path]
         self.environment = {"RAYLINGVO_DATA": str(data_root()), **metrics_environment(), **within.environment}
         self.data = list(within.data)
+        self.is_steered = within.commands is not None  # somebody waits for its metrics
         # In a cluster of one's own Ray's processes have inherited the environment of this one; else each role asks for
         # what it needs. Such a process is one that Ray has not started beforehand: a second or two.
         self.runtime_env = {} if within.cluster.own else {"env_vars": memory.wanted()}
@@ -269,8 +270,9 @@ class ReaderActor:
     """An Evaler or a Decoder."""
 
     def __init__(self, kind: str, dataset: str, name: str, job: Job, platform: Mapping[str, str], store: Any):
-        # On one machine training goes first. Accelerators do not care.
-        os.nice(priorities.READERS)
+        # On one machine training goes first, unless that would be in vain. Accelerators do not care.
+        if not job.is_steered:
+            os.nice(priorities.READERS)
         self.renew(kind, dataset, name, job, platform, store)
 
     def renew(self, kind: str, dataset: str, name: str, job: Job, platform: Mapping[str, str], store: Any) -> None:
