@@ -101,10 +101,12 @@ def test_beds_do_not_collide(near: Host) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_nothing_outlives_who_has_made_it(bed: Bed, number: signal.Signals, tmp_path: Path) -> None:
+    # It tells by itself that it is there: the shell goes on before what it has put into the background has its name.
+    there = "mkfifo /tmp/up; nohup sh -c 'echo > /tmp/up; sleep 1234; :' waiter >/dev/null 2>&1 & read up < /tmp/up"
     program = (
         "import sys; from cluster.hosts import Bed\n"
         "with Bed('alone') as bed:\n"
-        "    bed.hosts['alone'].run('nohup sleep 1234 >/dev/null 2>&1 &'); print('up', flush=True); sys.stdin.read()\n"
+        f"    bed.hosts['alone'].run({there!r}); print('up', flush=True); sys.stdin.read()\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(tmp_path)}
     pipe = subprocess.PIPE
@@ -114,7 +116,7 @@ def test_nothing_outlives_who_has_made_it(bed: Bed, number: signal.Signals, tmp_
         assert maker.stdout is not None
         assert maker.stdout.readline() == "up\n", maker.communicate()[1]
         made = psutil.Process(maker.pid).children(recursive=True)
-        assert any(process.cmdline()[-1:] == ["1234"] for process in made)
+        assert any(process.cmdline()[-1:] == ["waiter"] for process in made)
         maker.send_signal(number)
         maker.communicate(timeout=SECONDS)
     _, alive = psutil.wait_procs(made, timeout=SECONDS)
