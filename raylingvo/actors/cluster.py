@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ray
+from ray import _raylet
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
 from ray._private.utils import read_ray_address
@@ -24,6 +25,7 @@ from raylingvo.errors import RequestError
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _CONNECT_SECONDS = 10.0
+_compiled: Any = _raylet  # of which type checkers do not know what it has
 
 
 class Cluster(NamedTuple):
@@ -32,6 +34,7 @@ class Cluster(NamedTuple):
     dashboard: str | None  # its address, if that is to be told
     own: bool  # started by this process for itself: Ray's processes have inherited its environment
     may_grow: bool  # what it has now says nothing about what it will have
+    address: str | None = None  # host:port, by which others join it
 
 
 @contextlib.contextmanager
@@ -63,7 +66,7 @@ def connected(address: str | None, resources: Mapping[str, float] = FrozenDict()
         else:
             dashboard = _join(str(address))
         try:
-            yield Cluster(dashboard, own=own, may_grow=not own)
+            yield Cluster(dashboard, own=own, may_grow=not own, address=_address())
         finally:
             ray.shutdown()
 
@@ -86,6 +89,39 @@ def joined(address: str | None, otherwise: str = "say where it is with --address
         )
     with connected(started) as cluster:
         yield cluster._replace(may_grow=False)
+
+
+@contextlib.contextmanager
+def rejoined(address: str) -> Iterator[Cluster]:
+    """The Ray that another process of this user has started on this machine for itself alone.
+
+    address: as that process knows it, from where nobody else can have put it: Ray's token is shown to it.
+    Raises RequestError if there is none.
+    """
+    show_token()
+    with contextlib.ExitStack() as opened:
+        if address.startswith("127."):
+            opened.enter_context(_on_loopback())  # Ray would look for it at the machine's address
+        yield opened.enter_context(connected(address))
+
+
+def show_token() -> None:
+    """Lets Ray show its token to whom this process connects to, if there is one, and the user has not said otherwise.
+
+    Ray itself does so only for what it has started, or found.
+    """
+    if "RAY_AUTH_MODE" not in os.environ and has_token():
+        os.environ["RAY_AUTH_MODE"] = "token"
+        _compiled.Config.initialize("")  # Ray has read it already
+
+
+def has_token() -> bool:
+    return _compiled.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+
+
+def object_store_bytes() -> int:
+    """How much the object store of any machine of the connected cluster holds, at least."""
+    return int(min(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]))
 
 
 @contextlib.contextmanager
@@ -143,6 +179,10 @@ def _init(address: str, **options: Any) -> str | None:
     return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options).dashboard_url
 
 
+def _address() -> str:
+    return ray.get_runtime_context().gcs_address
+
+
 def _join(address: str) -> str | None:
     if silence := _silence(address):
         raise RequestError(f"--address {address}: no Ray cluster there ({silence})")
@@ -176,4 +216,4 @@ def _connected_already(address: str | None) -> Cluster:
     if address is not None:
         raise RequestError(f"--address {address}: this process is connected to a Ray cluster already")
     # Whoever initialised it has been told the dashboard's address.
-    return Cluster(None, own=False, may_grow=False)
+    return Cluster(None, own=False, may_grow=False, address=_address())

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raylingvo.errors import RequestError
+from raylingvo.monitor import text
 
 # As the roles' (remote.py), this module must not import JAX: it would not know where it is to work.
 if TYPE_CHECKING:
@@ -42,6 +43,24 @@ def look_ahead(order: Order, metric: str, variants: Sequence[Mapping[str, Any]])
             )
     leaves = jax.tree.leaves(_state(experiment, batches))
     return Outlook(decoders, sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
+
+
+def said_of_memory(trials: int, nbytes: int, room: int) -> list[str]:
+    """Lines about the train states that the hub has of trials that do not run, for others to take.
+
+    trials: how many may leave one. nbytes: of a state. room: bytes of the object store.
+    """
+    most = trials * nbytes
+    lines = [
+        f"in memory at most a state of {text.size(nbytes)} for each trial that waits or has ended: {text.size(most)} "
+        f"(object store: {text.size(room)})"
+    ]
+    if most > room // 2:  # the rest is for what trials that run need themselves
+        lines.append(
+            "that is more than half of the object store: Ray may move states to disk, and who takes one waits for it; "
+            "a Ray that was started with more --object-store-memory has room"
+        )
+    return lines
 
 
 def _decoders(experiment: Experiment, metric: str) -> list[str]:

@@ -17,7 +17,7 @@ from ray import tune
 from ray.exceptions import RayTaskError
 
 from raylingvo import config
-from raylingvo.actors.cluster import Cluster, connected
+from raylingvo.actors.cluster import Cluster, connected, object_store_bytes
 from raylingvo.actors.driver import Order
 from raylingvo.actors.logdir import hold
 from raylingvo.actors.run import noted_signals
@@ -30,7 +30,7 @@ from raylingvo.tune.board import Board, open_board
 from raylingvo.tune.book import Book
 from raylingvo.tune.conductor import Conductor
 from raylingvo.tune.hub import Hub
-from raylingvo.tune.outlook import Outlook, look_ahead
+from raylingvo.tune.outlook import Outlook, look_ahead, said_of_memory
 from raylingvo.tune.request import Request, make_options, make_request
 from raylingvo.tune.schedulers import PAUSING, PopulationScheduler, make_scheduler
 from raylingvo.tune.search import Listed, Optuna, Source, SweepSearch, recorded_config
@@ -240,6 +240,9 @@ def _say_what_is_ahead(
     if most > free:
         book.event("there is not enough room on the disk for all checkpoints")
     ended = sum("end" in trial for trial in recorded)
+    if request.options.scheduler == "pbt":
+        for line in said_of_memory(total - ended, size, object_store_bytes()):
+            book.event(line)
     if recorded:
         of_it = f"{text.count(ended, 'trial')} of {len(recorded)} known"
         book.event(f"going on: {of_it} {'has' if ended == 1 else 'have'} ended")

@@ -12,7 +12,7 @@ import toy
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Experiment, Reading
 from raylingvo.training.state import init_state
-from raylingvo.tune.outlook import Outlook, look_ahead
+from raylingvo.tune.outlook import Outlook, look_ahead, said_of_memory
 from raylingvo.tune.request import Options, make_request
 
 RATE = "learner.learning_rate"
@@ -88,6 +88,15 @@ def test_the_size_of_a_checkpoint_is_that_of_the_state(dtype):
     batch, *_ = toy.batches(1)
     leaves = jax.tree.leaves(init_state(experiment, batch))
     assert outlook(experiment=experiment).nbytes == sum(leaf.nbytes for leaf in leaves)
+
+
+def test_the_states_that_others_may_take_are_said_and_warned_of():
+    (said,) = said_of_memory(8, 5_000_000, 80_000_000)
+    assert said == (
+        "in memory at most a state of 5.0 MB for each trial that waits or has ended: 40.0 MB (object store: 80.0 MB)"
+    )
+    _, warned = said_of_memory(8, 5_000_001, 80_000_000)
+    assert warned.startswith("that is more than half of the object store: Ray may move states to disk")
 
 
 def test_variants_of_the_same_weights_are_fine():
