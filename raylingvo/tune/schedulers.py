@@ -7,39 +7,46 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import (
-    AsyncHyperBandScheduler,
-    FIFOScheduler,
-    HyperBandScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
+from ray.tune.schedulers import FIFOScheduler, HyperBandScheduler, MedianStoppingRule, TrialScheduler
 
 from raylingvo.tune import record
 from raylingvo.tune.population import Exploit, Population
 from raylingvo.tune.request import Request
+from raylingvo.tune.rungs import Rungs
 from raylingvo.tune.trainable import END, STEP, VALUE
 
-# Whether it lets trials pause: then more trials may have begun than run.
+# These let trials pause, and cannot tell how many of those that have begun are to run.
 PAUSING = ("hyperband", "pbt")
+# These go on with the trials of an earlier start as they are; the others hear again what those report.
+REMEMBERING = ("asha", "pbt")
 
 
 def make_scheduler(
-    request: Request, exploit: Callable[[Exploit], bool], known: Iterable[record.Trial] = ()
+    request: Request,
+    total: int,
+    exploit: Callable[[Exploit], bool],
+    over: Callable[[], bool],
+    known: Iterable[record.Trial] = (),
+    at_once: int | None = None,
 ) -> TrialScheduler:
     """The scheduler of a request.
 
-    exploit: does what population based training has decided, if it can be done. known: trials of earlier starts, which
-    it goes on with as they are; other schedulers hear again what they reported.
+    total: how many trials there are to be. exploit: does what population based training has decided, if it can be done.
+    over: whether nothing more is to begin. known: for one of REMEMBERING, trials of earlier starts. at_once: how many
+    trials `asha` may have run; None: as many as there is room for.
     """
     common: dict[str, Any] = {"metric": VALUE, "mode": request.mode, "time_attr": STEP}
     options, most = request.options, request.max_steps
     match options.scheduler:
         case "asha":
-            # Trials end by themselves after max_steps: to the scheduler the last rung is one of those that all reach.
-            return AsyncHyperBandScheduler(
-                **common, max_t=most + 1, grace_period=request.grace_steps, reduction_factor=request.reduction_factor
+            rungs = Rungs(
+                total,
+                mode=request.mode,
+                grace=request.grace_steps,
+                factor=request.reduction_factor,
+                max_steps=most,
             )
+            return AshaScheduler(rungs, total, over, known, at_once)
         case "hyperband":
             return _HyperBand(common, most, unit=request.grace_steps, reduction_factor=request.reduction_factor)
         case "median":
@@ -71,6 +78,68 @@ class _MedianStoppingRule(MedianStoppingRule):
 
     def _on_insufficient_samples(self, tune_controller: Any, trial: Trial, time: float) -> str:
         return TrialScheduler.CONTINUE
+
+
+class AshaScheduler(FIFOScheduler):
+    """Lets Tune have the decisions of Rungs. Who has to wait pauses, and so makes room for others."""
+
+    def __init__(
+        self,
+        rungs: Rungs,
+        total: int,
+        over: Callable[[], bool],
+        known: Iterable[record.Trial] = (),
+        at_once: int | None = None,
+    ):
+        """See `make_scheduler`."""
+        super().__init__()
+        self._rungs = rungs
+        self._total = total
+        self._over = over
+        self._at_once = at_once
+        for trial in known:
+            for step, value in trial.history:
+                rungs.note(trial.number, step, value)
+            if trial.status in record.ENDED:
+                rungs.end(trial.number)
+            elif trial.status in ("running", "interrupted"):
+                rungs.go_on(trial.number)  # it was under way
+
+    def waits(self, number: int) -> bool:
+        """Whether trial `number` is at a rung, and may not go on now."""
+        return self._rungs.waits(number)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        number, step = trial.config["trial"], result.get(STEP)
+        if step is None or END in trial.config:
+            return TrialScheduler.CONTINUE
+        self._rungs.note(number, step, result[VALUE])
+        return TrialScheduler.CONTINUE if self._rungs.may_go_on(number, step) else TrialScheduler.PAUSE
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        self._rungs.end(trial.config["trial"])
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        self._rungs.end(trial.config["trial"])
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """One that waits and may now go on, else one that has not begun. If there is none of both, all is over."""
+        if self._over():
+            return None
+        trials = tune_controller.get_trials()
+        paused = {trial.config["trial"]: trial for trial in trials if trial.status == Trial.PAUSED}
+        num_under_way = sum(trial.status in (Trial.RUNNING, Trial.PENDING) for trial in trials)
+        if self._at_once is None or num_under_way < self._at_once:
+            chosen = self._rungs.next(paused)
+            if chosen is None and num_under_way == 0 and len(trials) == self._total:
+                chosen = self._rungs.last_resort(paused)
+                if chosen is None:
+                    for trial in paused.values():
+                        tune_controller.stop_trial(trial)
+            if chosen is not None:
+                self._rungs.go_on(chosen)
+                return paused[chosen]
+        return next((trial for trial in trials if trial.status == Trial.PENDING), None)
 
 
 class PopulationScheduler(FIFOScheduler):

@@ -30,7 +30,7 @@ class Source(abc.ABC):
         """The parameters of trial `number`, which counts from 0: dotted key -> value."""
 
     def observe(self, number: int, params: Mapping[str, Any], value: float | None) -> None:  # noqa: B027 - most do not care
-        """What has come of a trial: its best value, None if it has failed."""
+        """What has come of a trial so far, the last time it is told for good: its best value, None if it has failed."""
 
 
 class Listed(Source):
@@ -58,7 +58,7 @@ class Listed(Source):
 
 
 class Optuna(Source):
-    """Optuna's default sampler (TPE), seeded."""
+    """Optuna's default sampler (TPE), seeded. It has a study for each suggestion, of what is known by then."""
 
     def __init__(self, space: Mapping[str, Space], *, mode: str, seed: int):
         """Raises RequestError if Optuna is not installed, or a space is not one of its."""
@@ -70,30 +70,28 @@ class Optuna(Source):
         self._distributions = {key: _distribution(optuna, key, one) for key, one in space.items()}
         self._optuna = optuna
         self._space, self._seed = space, seed
-        self._study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
-        self._asked: dict[int, Any] = {}
+        self._direction = "minimize" if mode == "min" else "maximize"
+        self._known: dict[int, Any] = {}  # trial -> Optuna's record of it
 
     def suggest(self, number: int) -> Mapping[str, Any]:
         """What the sampler asks to be tried, the same for the same seed and observations."""
         # A seed for each: a sampler that begins anew when the sweep goes on would say the same again.
         (seed,) = np.random.SeedSequence([self._seed, number]).generate_state(1)
-        self._study.sampler = self._optuna.samplers.TPESampler(seed=int(seed))
-        self._asked[number] = self._study.ask(self._distributions)
-        found = self._asked[number].params
+        sampler = self._optuna.samplers.TPESampler(seed=int(seed))
+        study = self._optuna.create_study(direction=self._direction, sampler=sampler)
+        study.add_trials(self._known.values())
+        found = study.ask(self._distributions).params
         return {
             key: one.nearest(found[key]) if isinstance(one, spaces.QUniform) else found[key]
             for key, one in self._space.items()
         }
 
     def observe(self, number: int, params: Mapping[str, Any], value: float | None) -> None:
-        """Also takes trials that it has not suggested, of an earlier start; those of them that failed it ignores."""
-        state = self._optuna.trial.TrialState
-        if number in self._asked:
-            trial = self._asked.pop(number)
-            self._study.tell(trial, value, state=state.FAIL if value is None else state.COMPLETE)
-        elif value is not None:  # of an earlier start of the sweep
-            made = self._optuna.trial.create_trial(params=dict(params), distributions=self._distributions, value=value)
-            self._study.add_trial(made)
+        """Ignores trials that have failed, as the sampler does."""
+        self._known.pop(number, None)
+        if value is not None:
+            make = self._optuna.trial.create_trial
+            self._known[number] = make(params=dict(params), distributions=self._distributions, value=value)
 
 
 def _distribution(optuna: Any, key: str, space: Space) -> Any:
@@ -126,10 +124,12 @@ class SweepSearch(Searcher):
         samples: int,
         over: Callable[[], bool],
         at_once: int | None,
+        waits: Callable[[int], bool] = lambda number: False,
     ):
         """recorded: configs of trials from earlier starts. over: nothing more is to begin.
 
-        at_once: how many trials there may be that have not ended; None: as many as there is room for.
+        at_once: how many trials there may be under way; None: as many as there is room for. waits: whether a trial is
+        not under way, since the scheduler lets it wait for others.
         """
         super().__init__(metric=VALUE, mode=mode)
         self._source = source
@@ -137,15 +137,19 @@ class SweepSearch(Searcher):
         self._samples = samples
         self._over = over
         self._at_once = at_once
+        self._waits = waits
         self._configs: dict[str, Mapping[str, Any]] = {}
         self._best: dict[str, float] = {}
         self._count = 0
 
     def suggest(self, trial_id: str) -> Any:
         """The config of the next trial; None while there is no room for it; FINISHED: there are no more."""
-        if self._over() or self._count >= self._samples:
+        waiting = sum(self._waits(config["trial"]) for config in self._configs.values())
+        if self._over() or (self._count >= self._samples and not waiting):
             return Searcher.FINISHED
-        if self._at_once is not None and len(self._configs) >= self._at_once:
+        if self._count >= self._samples:
+            return None  # Tune would close processes that those which wait will need
+        if self._at_once is not None and len(self._configs) - waiting >= self._at_once:
             return None
         number = self._count
         if number < len(self._recorded):
@@ -157,8 +161,11 @@ class SweepSearch(Searcher):
         return dict(config)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Keeps the best value of a trial; what is not finite is none."""
+        """Keeps the best value of a trial; what is not finite is none. The source hears of one that waits."""
         self._note(trial_id, result)
+        config = self._configs[trial_id]
+        if END not in config and self._waits(config["trial"]):
+            self._source.observe(config["trial"], config["params"], self._best.get(trial_id))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells the source what has come of a trial, once; of those of the record it knows already."""
@@ -182,10 +189,16 @@ class SweepSearch(Searcher):
         # Tune saves every searcher, and warns of those that raise NotImplementedError, as the base class does.
 
 
-def recorded_config(trial: Trial, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a trial of the record; `params`: with which it began. It runs unless it has ended."""
+def recorded_config(trial: Trial, params: Mapping[str, Any], *, told_again: bool = False) -> dict[str, Any]:
+    """The config of a trial of the record; `params`: with which it began. It runs unless it has ended.
+
+    told_again: what one that has not ended has reported is reported before it runs, lest it run only to wait.
+    """
     config: dict[str, Any] = {"trial": trial.number, "params": dict(params)}
-    if trial.status in ENDED:
+    ended = trial.status in ENDED
+    if ended or told_again:
+        config["history"] = [list(point) for point in trial.history]
+    if ended:
         reason = trial.error if trial.status == "failed" else trial.stop_reason
-        config |= {"history": [list(point) for point in trial.history], END: [trial.status, trial.step, reason or ""]}
+        config[END] = [trial.status, trial.step, reason or ""]
     return config

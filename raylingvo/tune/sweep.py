@@ -32,7 +32,7 @@ from raylingvo.tune.conductor import Conductor
 from raylingvo.tune.hub import Hub
 from raylingvo.tune.outlook import Outlook, look_ahead, said_of_memory
 from raylingvo.tune.request import Request, make_options, make_request
-from raylingvo.tune.schedulers import PAUSING, PopulationScheduler, make_scheduler
+from raylingvo.tune.schedulers import PAUSING, REMEMBERING, AshaScheduler, PopulationScheduler, make_scheduler
 from raylingvo.tune.search import Listed, Optuna, Source, SweepSearch, recorded_config
 from raylingvo.tune.trainable import TrialActor
 from raylingvo.tune.trial_run import Home
@@ -139,7 +139,7 @@ def sweep(
     with hold(directory), board or open_board() as shown:
         total = source.size or request.samples
         book = Book(request, total, directory, shown)
-        recorded = _recorded(book, source, total, retry_failed)
+        recorded = _recorded(book, source, total, retry_failed, told_again=request.options.scheduler == "asha")
         if book.all_ended():
             return _ended(book.sweep() if book.status == "finished" else book.close(*book.outcome()), directory)
         places = {} if request.options.concurrency is None else {_PLACE: float(request.options.concurrency)}
@@ -185,7 +185,9 @@ def _source(request: Request) -> Source:
     return Listed(request.space, search=options.search, samples=request.samples, seed=options.seed)
 
 
-def _recorded(book: Book, source: Source, total: int, retry_failed: bool) -> list[dict[str, Any]]:
+def _recorded(
+    book: Book, source: Source, total: int, retry_failed: bool, told_again: bool = False
+) -> list[dict[str, Any]]:
     """Configs of the trials that the folder has, and what the source is told of them."""
     configs = []
     for number in range(total):
@@ -197,9 +199,9 @@ def _recorded(book: Book, source: Source, total: int, retry_failed: bool) -> lis
         # What population based training has changed a run knows itself; it begins as it did then.
         params = source.suggest(number) if isinstance(source, Listed) else trial.params
         assert params is not None
-        configs.append(recorded_config(trial, params))
+        configs.append(recorded_config(trial, params, told_again=told_again))
         best = trial.best(book.request.mode)
-        if "end" in configs[-1] and isinstance(source, Optuna):
+        if isinstance(source, Optuna) and trial.status in (*record.ENDED, "paused"):
             source.observe(number, params, None if trial.status == "failed" or best is None else best[1])
     return configs
 
@@ -263,11 +265,12 @@ def _fit(
     recorded: Sequence[Mapping[str, Any]],
     total: int,
 ) -> None:
-    # A population goes on as it is; to other schedulers what was reported is reported again.
-    known = list(book.trials.values()) if request.options.scheduler == "pbt" else []
+    known = list(book.trials.values()) if request.options.scheduler in REMEMBERING else []
     reported = {trial.number: trial.last[0] for trial in known if trial.last is not None}
     hub = ray.remote(Hub).options(num_cpus=0, max_concurrency=1000).remote(reported)
-    scheduler = make_scheduler(request, conductor.exploit, known)
+    # In a cluster of our own places are a resource.
+    at_once = None if cluster.own else request.options.concurrency
+    scheduler = make_scheduler(request, total, conductor.exploit, conductor.is_over, known, at_once)
     conductor.open(hub, scheduler.population if isinstance(scheduler, PopulationScheduler) else None)
     experiment, directory = request.experiment, book.directory
     home = Home(
@@ -286,15 +289,14 @@ def _fit(
         data=[ray.put((data, data.open())) for data in _in_memory(experiment)],
     )
     trainable = tune.with_resources(tune.with_parameters(TrialActor, home=home), _resources(request, cluster))
-    # In a cluster of our own places are a resource; and where trials pause, more have begun than run.
-    limited = not cluster.own and request.options.scheduler not in PAUSING
     search = SweepSearch(
         source,
         recorded,
         mode=request.mode,
         samples=total,
         over=conductor.is_over,
-        at_once=request.options.concurrency if limited else None,
+        at_once=at_once,
+        waits=scheduler.waits if isinstance(scheduler, AshaScheduler) else lambda number: False,
     )
     try:
         with tempfile.TemporaryDirectory(prefix="raylingvo-sweep-") as scratch:
@@ -302,7 +304,7 @@ def _fit(
                 trainable,
                 name="sweep",
                 storage_path=scratch,
-                num_samples=total,
+                num_samples=-1,  # the search knows
                 search_alg=search,
                 scheduler=scheduler,
                 reuse_actors=True,

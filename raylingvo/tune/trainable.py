@@ -33,8 +33,8 @@ def result(step: int, value: float, mode: str) -> dict[str, Any]:
 class TrialActor(tune.Trainable):
     """Reports each evaluation as a `result`; the last result is `done` and has END, the fields of `End`.
 
-    The config is {"trial": number, "params": {key: value}}. A trial of which all is known has besides "history",
-    [(step, value), ...], and `end`: nothing is run, and the same is reported as when it was.
+    The config is {"trial": number, "params": {key: value}}. One of an earlier start has besides "history", [(step,
+    value), ...], which is reported first, and if it had ended END: then nothing is run.
     """
 
     def setup(self, config: dict[str, Any], home: Home | None = None) -> None:
@@ -70,9 +70,12 @@ class TrialActor(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Asked for when the trial is to pause: its folder has what it goes on from."""
+        reason = "paused by the scheduler"
         if self._run is not None:
-            self._run.pause("paused by the scheduler")
+            self._run.pause(reason)
             self._run = None
+        else:  # it is known from an earlier start to have come so far
+            self._home.hub.tell.remote(self._trial[0], ended=("interrupted", self._last[STEP], reason), seconds=0.0)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """There is nothing but the trial's folder."""

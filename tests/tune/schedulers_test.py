@@ -8,17 +8,18 @@ from typing import Any, cast
 import pytest
 import toy
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import (
-    AsyncHyperBandScheduler,
-    FIFOScheduler,
-    HyperBandScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
+from ray.tune.schedulers import FIFOScheduler, HyperBandScheduler, MedianStoppingRule, TrialScheduler
 
+from raylingvo.tune import record
 from raylingvo.tune.population import Exploit, Population
 from raylingvo.tune.request import Options, make_request
-from raylingvo.tune.schedulers import PAUSING, PopulationScheduler, _MedianStoppingRule, make_scheduler
+from raylingvo.tune.schedulers import (
+    PAUSING,
+    AshaScheduler,
+    PopulationScheduler,
+    _MedianStoppingRule,
+    make_scheduler,
+)
 from raylingvo.tune.spaces import Uniform
 from raylingvo.tune.trainable import result
 
@@ -65,8 +66,8 @@ def no_exploit(exploit):
     raise AssertionError(exploit)
 
 
-def scheduler(name, exploit=no_exploit, **fields) -> Any:
-    return make_scheduler(request(scheduler=name, **fields), exploit)
+def scheduler(name, exploit=no_exploit, *, total=9, over=lambda: False, known=(), at_once=None, **fields) -> Any:
+    return make_scheduler(request(scheduler=name, **fields), total, exploit, over, known, at_once)
 
 
 def decisions(scheduler, values, *, step, mode="min"):
@@ -86,47 +87,6 @@ def decisions(scheduler, values, *, step, mode="min"):
 def test_first_in_first_out_lets_all_go_on():
     assert type(scheduler("fifo")) is FIFOScheduler
     assert decisions(scheduler("fifo"), [1.0, 2.0, math.nan], step=27) == [CONTINUE] * 3
-
-
-@pytest.mark.parametrize("mode", ["min", "max"])
-def test_asha_judges_at_rungs(mode):
-    made = scheduler("asha", mode=mode, grace_steps=3)
-    assert type(made) is AsyncHyperBandScheduler
-    worse = [float(i) if mode == "min" else -float(i) for i in range(6)]
-    assert decisions(made, worse, step=2, mode=mode) == [CONTINUE] * 6
-    assert decisions(scheduler("asha", mode=mode, grace_steps=3), worse, step=3, mode=mode) == [CONTINUE, *[STOP] * 5]
-    better = worse[::-1]
-    assert decisions(scheduler("asha", mode=mode, grace_steps=3), better, step=3, mode=mode) == [CONTINUE] * 6
-
-
-@pytest.mark.parametrize(
-    ("max_steps", "grace", "factor", "rungs"),
-    [(27, 1, 3, [1, 3, 9, 27]), (27, 3, 3, [3, 9, 27]), (16, 2, 2, [2, 4, 8, 16]), (12, 12, 3, [12])],
-)
-def test_the_rungs_of_asha(max_steps, grace, factor, rungs):
-    judging = []
-    for step in range(1, max_steps + 1):
-        made = scheduler("asha", max_steps=max_steps, grace_steps=grace, reduction_factor=factor)
-        trials = FakeTrial(0), FakeTrial(1)
-        for trial in trials:
-            made.on_trial_add(FakeController(*trials), trial)
-        # Up to now in rungs that are passed both are alike.
-        for passed in range(1, step):
-            for trial in trials:
-                assert made.on_trial_result(FakeController(*trials), trial, {"step": passed, "value": 1.0}) == CONTINUE
-        first, second = (
-            made.on_trial_result(FakeController(*trials), trial, {"step": step, "value": value})
-            for trial, value in zip(trials, (1.0, 2.0), strict=True)
-        )
-        assert first == CONTINUE
-        judging += [step] if second == STOP else []
-    assert judging == rungs
-
-
-@pytest.mark.parametrize("mode", ["min", "max"])
-def test_asha_stops_what_has_diverged(mode):
-    values = [1.0, 2.0, 3.0, 4.0, math.nan]
-    assert decisions(scheduler("asha", mode=mode, grace_steps=3), values, step=3, mode=mode)[-1] == STOP
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
@@ -192,7 +152,7 @@ def test_the_median_lets_trials_go_on_while_there_are_few():
         assert told == [CONTINUE] * 2
 
 
-@pytest.mark.parametrize("name", ["fifo", "asha", "median"])
+@pytest.mark.parametrize("name", ["fifo", "median"])
 def test_trials_pause_for_those_schedulers_alone_that_are_said_to(name):
     """More trials begin than run only where trials pause; and a pause costs a checkpoint and a start."""
     assert name not in PAUSING
@@ -212,6 +172,116 @@ def test_a_result_without_a_value_changes_nothing(name):
     trial = FakeTrial(0)
     made.on_trial_add(FakeController(trial), trial)
     assert made.on_trial_result(FakeController(trial), trial, {}) == CONTINUE
+
+
+# -- asynchronous successive halving ----------------------------------------------------------------------------------
+
+
+class Halving:
+    """A scheduler with rungs after 3 and 9 of 27 steps, its trials, and how Tune would treat them."""
+
+    def __init__(self, num_trials, *, mode="min", **how):
+        self.scheduler = scheduler("asha", mode=mode, grace_steps=3, **{"total": num_trials} | how)
+        assert type(self.scheduler) is AshaScheduler
+        self.mode = mode
+        self.trials = [FakeTrial(i) for i in range(num_trials)]
+        self.controller = FakeController(*self.trials)
+
+    def tell(self, number, step, value):
+        decision = self.scheduler.on_trial_result(self.controller, self.trials[number], result(step, value, self.mode))
+        statuses = {PAUSE: Trial.PAUSED, STOP: Trial.TERMINATED, CONTINUE: Trial.RUNNING}
+        self.trials[number].status = statuses[decision]
+        return decision
+
+    def chosen(self):
+        trial = self.scheduler.choose_trial_to_run(self.controller)
+        return None if trial is None else trial.config["trial"]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_best_third_goes_on_from_a_rung(mode):
+    halving = Halving(9, mode=mode)
+    worse = [float(i) if mode == "min" else -float(i) for i in range(6)]
+    assert [halving.tell(i, 2, value) for i, value in enumerate(worse)] == [CONTINUE] * 6
+    assert [halving.tell(i, 3, value) for i, value in enumerate(worse)] == [PAUSE] * 6
+    assert halving.chosen() == 0
+    halving.trials[0].status = Trial.PENDING
+    assert halving.chosen() == 1
+    assert halving.tell(6, 3, worse[0]) == CONTINUE
+
+
+def test_who_may_go_on_comes_before_who_has_not_begun():
+    halving = Halving(4)
+    halving.trials[3].status = Trial.PENDING
+    assert [halving.tell(0, 3, 1.0), halving.tell(1, 3, 2.0)] == [PAUSE, PAUSE]
+    assert halving.chosen() == 3
+    halving.tell(2, 3, 3.0)
+    assert halving.chosen() == 0
+
+
+def test_asha_begins_no_more_than_it_is_to():
+    halving = Halving(5, at_once=1)
+    halving.trials[4].status = Trial.TERMINATED
+    assert [halving.tell(i, 3, float(i)) for i in range(3)] == [PAUSE] * 3
+    assert halving.chosen() is None  # the fourth runs
+    halving.trials[3].status = Trial.TERMINATED
+    assert halving.chosen() == 0
+
+
+def test_when_nothing_is_under_way_the_best_gets_all_its_steps_and_the_others_end():
+    halving = Halving(9)
+    for i in range(3):
+        halving.tell(i, 3, float(i))
+    for trial in halving.trials[3:]:
+        trial.status = Trial.ERROR
+    assert halving.chosen() == 0
+    assert halving.tell(0, 9, 0.0) == PAUSE
+    assert halving.chosen() == 0
+    assert halving.tell(0, 27, 0.0) == CONTINUE
+    halving.trials[0].status = Trial.TERMINATED
+    assert halving.chosen() is None
+    assert halving.controller.stopped == halving.trials[1:3]
+
+
+def test_while_there_are_more_to_come_nobody_is_stopped():
+    halving = Halving(2, total=3)
+    assert [halving.tell(0, 3, 1.0), halving.tell(1, 3, 2.0)] == [PAUSE, PAUSE]
+    assert halving.chosen() is None
+    assert halving.controller.stopped == []
+
+
+def test_a_sweep_that_is_interrupted_lets_those_wait_who_wait():
+    halving = Halving(1, over=lambda: True)
+    assert halving.tell(0, 3, 1.0) == PAUSE
+    assert halving.chosen() is None
+    assert halving.controller.stopped == []
+
+
+def known_trial(number, status, *values):
+    history = tuple((3 * (i + 1), value) for i, value in enumerate(values))
+    return record.Trial(number=number, params={}, status=status, step=3 * len(values), history=history)
+
+
+def test_asha_goes_on_where_it_was():
+    """What is told again changes nothing: who was under way is, and who waited waits."""
+    known = [
+        known_trial(0, "paused", 5.0),
+        known_trial(1, "interrupted", 3.0),
+        known_trial(2, "paused", 2.0, 2.0, 2.0),
+        known_trial(3, "stopped", 6.0),
+        known_trial(4, "pending"),
+    ]
+    halving = Halving(9, known=known)
+    for trial in known[:3]:
+        told = [halving.tell(trial.number, step, value) for step, value in trial.history]
+        assert told == {0: [PAUSE], 1: [CONTINUE], 2: [CONTINUE, CONTINUE, PAUSE]}[trial.number]
+    assert [halving.tell(4, 3, 4.0), halving.tell(5, 3, 2.5)] == [PAUSE, CONTINUE]
+
+
+def test_asha_leaves_those_alone_that_have_ended():
+    halving = Halving(1, known=[known_trial(0, "stopped", 5.0)])
+    halving.trials[0].config["end"] = ["stopped", 3, ""]
+    assert halving.tell(0, 3, 5.0) == CONTINUE
 
 
 # -- population based training ----------------------------------------------------------------------------------------

@@ -95,9 +95,10 @@ class Asked(Source):
         self.told.append((number, dict(params), value))
 
 
-def searching(source=None, recorded=(), *, mode="min", samples=4, over=lambda: False, at_once=None):
+def searching(source=None, recorded=(), *, mode="min", samples=4, over=lambda: False, at_once=None, waiting=()):
     source = Asked() if source is None else source
-    return source, SweepSearch(source, recorded, mode=mode, samples=samples, over=over, at_once=at_once)
+    how = {"mode": mode, "samples": samples, "over": over, "at_once": at_once}
+    return source, SweepSearch(source, recorded, waits=lambda number: number in waiting, **how)
 
 
 def test_trials_of_the_record_come_first_as_they_were():
@@ -163,6 +164,34 @@ def test_the_source_hears_the_best_value(mode, best):
     assert source.told == [(0, {"rate": 0.0}, best)]
     search.on_trial_complete("b", {**result(9, 4.5, mode), "end": ["stopped", 9, "asha"]})
     assert source.told[1] == (1, {"rate": 1.0}, 4.0 if mode == "min" else 4.5)
+
+
+def test_the_source_hears_of_a_trial_that_waits():
+    waiting = set()
+    source, search = searching(waiting=waiting)
+    search.suggest("a")
+    search.on_trial_result("a", result(3, 2.0, "min"))
+    assert source.told == []
+    waiting.add(0)
+    search.on_trial_result("a", result(6, 3.0, "min"))
+    assert source.told == [(0, {"rate": 0.0}, 2.0)]
+    waiting.clear()
+    search.on_trial_complete("a", {**result(9, 1.0, "min"), "end": ["finished", 9, ""]})
+    assert source.told[1:] == [(0, {"rate": 0.0}, 1.0)]
+
+
+def test_who_waits_leaves_room_for_others_and_keeps_the_search_open():
+    """Tune closes processes that could be used again when a search is over."""
+    waiting = {0}
+    _, search = searching(waiting=waiting, samples=3, at_once=1)
+    assert search.suggest("a") == {"trial": 0, "params": {"rate": 0.0}}
+    assert search.suggest("b") == {"trial": 1, "params": {"rate": 1.0}}
+    assert search.suggest("c") is None
+    waiting.add(1)
+    assert search.suggest("c") == {"trial": 2, "params": {"rate": 2.0}}
+    assert search.suggest("d") is None
+    waiting.clear()
+    assert search.suggest("d") == Searcher.FINISHED
 
 
 def test_the_last_result_counts_too():
@@ -342,9 +371,7 @@ def test_optuna_hears_of_failures():
     for number, value in enumerate((2.0, None)):
         source.observe(number, source.suggest(number), value)
     source.observe(2, source.suggest(0), None)  # of an earlier start: nothing is known of it that helps
-    states = [trial.state.name for trial in source._study.trials]
-    assert states == ["COMPLETE", "FAIL", "RUNNING"]
-    assert source._study.best_value == 2.0
+    assert [trial.value for trial in source._known.values()] == [2.0]
 
 
 def test_optuna_has_not_all_spaces():
@@ -364,7 +391,18 @@ def test_optuna_learns_of_trials_of_an_earlier_start():
     source = Optuna(ALL, mode="min", seed=1)
     for number, one in enumerate(params):
         source.observe(number, one, one["rate"])
-    assert [(trial.params, trial.value) for trial in source._study.trials] == [(one, one["rate"]) for one in params]
+    assert [(trial.params, trial.value) for trial in source._known.values()] == [(one, one["rate"]) for one in params]
+
+
+def test_optuna_goes_by_what_it_has_heard_last():
+    """A trial that waits may go on."""
+    params = suggested(Optuna(ALL, mode="min", seed=1), 1)[0]
+    source = Optuna(ALL, mode="min", seed=1)
+    for value in (2.0, 1.0):
+        source.observe(0, params, value)
+    assert [trial.value for trial in source._known.values()] == [1.0]
+    source.observe(0, params, None)
+    assert not source._known
 
 
 def test_a_sweep_that_goes_on_with_optuna_tries_something_new():
@@ -393,4 +431,4 @@ def test_optuna_hears_of_a_recorded_trial_once():
         ((step, value),) = config["history"]
         search.on_trial_result(name, result(step, value, "min"))
         search.on_trial_complete(name, {**result(step, value, "min"), "end": config["end"]})
-    assert [trial.value for trial in source._study.trials] == [one["rate"] for one in params]
+    assert [trial.value for trial in source._known.values()] == [one["rate"] for one in params]
