@@ -76,6 +76,24 @@ class Regression(Task):
         return CorpusScores({"range": max(predictions) - min(predictions), "last": predictions[-1]}, {"range": "toy:1"})
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scaled(Regression):
+    """Outputs are `scale` times the network's, in evaluation and decoding; in training that is a metric alone."""
+
+    scale: float = 1.0
+
+    def loss(self, model: Any, batch: Any, rng: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+        loss, metrics = super().loss(model, batch, rng)
+        return loss, metrics | {"scale": (jnp.float32(self.scale), 1.0)}
+
+    def eval_metrics(self, model: Any, batch: Any) -> dict[str, Any]:
+        metrics = _metrics(self.scale * model(batch["x"]), batch)
+        return metrics | {"scale": (jnp.float32(self.scale), 1.0)}
+
+    def decode(self, model: Any, batch: Any) -> jax.Array:
+        return self.scale * super().decode(model, batch)
+
+
 def _metrics(y_B: jax.Array, batch: Any) -> dict[str, Any]:
     weight_B = batch["weight"]
     total = weight_B.sum()

@@ -26,6 +26,7 @@ class Store:
         self.trainer = None
         self.announced = []  # (step, whether with the rest of the state)
         self.states = {}
+        self.settings = {}  # step -> with which it was trained
 
     def announce(self, announcement):
         step = announcement.step
@@ -34,11 +35,12 @@ class Store:
             return
         pulled = self.trainer.outbox.get(step)
         assert announcement.nbytes == sum(x.nbytes for x in pulled.weights)
-        copied = Snapshot([x.copy() for x in pulled.weights], None, None)
+        self.settings[step] = dict(pulled.settings)
+        copied = Snapshot([x.copy() for x in pulled.weights], None, None, settings=pulled.settings)
         if pulled.rest is not None:
             assert announcement.rest_nbytes == sum(x.nbytes for x in pulled.rest)
             position = json.loads(json.dumps(pulled.position))
-            copied = Snapshot(copied.weights, [x.copy() for x in pulled.rest], position)
+            copied = copied._replace(rest=[x.copy() for x in pulled.rest], position=position)
             self.states[step] = copied
         self.trainer.outbox.handed_over((1, len(self.announced)), announcement, copied)
 

@@ -18,6 +18,7 @@ from raylingvo.data.pipeline import read_ahead
 from raylingvo.experiment import Experiment, Reading
 from raylingvo.metrics.means import WeightedMeans
 from raylingvo.models.pictures import FirstRows
+from raylingvo.models.task import Task
 from raylingvo.monitor.atomic import write_atomically
 from raylingvo.training.state import Model, Weights
 
@@ -42,10 +43,7 @@ class Decoder(SnapshotReader):
     def __init__(self, experiment: Experiment, dataset: str, logdir: Path):
         super().__init__(experiment, dataset, logdir)
         self.signatures: dict[str, str] = {}  # by metric, of the last scores
-        self._experiment = experiment
-        self._drawn = self._task.pictures()
         self._first = FirstRows(0)  # of the last decoding
-        self._arrays = jax.jit(self._compute_pictures)
 
     def follow(self, feed: Feed) -> None:
         """Works on what `feed` gives until it ends.
@@ -58,6 +56,11 @@ class Decoder(SnapshotReader):
             reported.insert(0, lambda: evaluated_names(self._task, self._model, self._batches.samples()))
         check_watched(self._experiment, self.dataset, *reported)
         super().follow(feed)
+
+    def _begin(self, task: Task) -> None:
+        super()._begin(task)
+        self._drawn = task.pictures()
+        self._arrays = jax.jit(lambda weights, inputs: self._compute_pictures(weights, inputs))
 
     def _settings(self, experiment: Experiment) -> Reading:
         return experiment.decode[self.dataset]

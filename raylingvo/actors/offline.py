@@ -11,7 +11,7 @@ from typing import Any
 
 from raylingvo.actors.logdir import hold, read_experiment, read_info
 from raylingvo.actors.reader import Arrival, Kind
-from raylingvo.actors.variant import Variant, override_task
+from raylingvo.actors.variant import Variant, override_task, task_at
 from raylingvo.config import FrozenDict
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Reading
@@ -34,6 +34,7 @@ def read_checkpoints(
     They are recorded in the logdir as the run's own roles do. Those of an average or with overrides are recorded
     likewise in a folder of their own below it, the average's under the newest of its steps.
 
+    The task is as the run had it at the (newest) step: population based training may have changed it.
     datasets: any of the experiment's; those that the run evaluates (decodes) if empty. checkpoint: latest, best, all or
     a step. average: the weights are the mean of so many checkpoints, the newest up to that one or, of `best`, the best.
     overrides: settings of the task for this time, as `override_task` takes them. progress is called with a line for
@@ -45,7 +46,8 @@ def read_checkpoints(
     As in the logs, a value that is not finite is None.
     Raises RequestError for what does not exist or is damaged, or a logdir in use.
     """
-    experiment = override_task(read_experiment(logdir), overrides)
+    of_run = read_experiment(logdir)
+    experiment = override_task(of_run, overrides)
     info = read_info(logdir)
     names = list(datasets) or list(getattr(experiment, kind))
     if not names:
@@ -76,7 +78,9 @@ def read_checkpoints(
         for steps in groups:
             step = max(steps)
             weights = checkpoint_average.restore_mean(logdir, steps, roles[0].abstract_weights)
+            task = task_at(logdir, step, of_run, overrides)
             for name, role in zip(names, roles, strict=True):
+                role.work_on(task)
                 metrics = role.process(Arrival(step, time.time(), weights))
                 results[name].append({"step": step, **json_values(metrics)})
                 progress(f"{kind} {name} @ {step}{variant}")

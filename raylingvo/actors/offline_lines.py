@@ -11,7 +11,7 @@ import jax
 
 from raylingvo.actors.logdir import hold, read_experiment, read_info
 from raylingvo.actors.notes import Notes
-from raylingvo.actors.variant import Variant, override_task
+from raylingvo.actors.variant import Variant, override_task, task_at
 from raylingvo.config import FrozenDict
 from raylingvo.data.host_fields import device_fields
 from raylingvo.errors import RequestError
@@ -55,7 +55,8 @@ def decode_lines(
     """
     if checkpoint == "all":
         raise RequestError("--checkpoint all goes with datasets; decode --input uses one: latest, best or a step")
-    experiment = override_task(read_experiment(logdir), overrides)
+    of_run = read_experiment(logdir)
+    experiment = override_task(of_run, overrides)
     info = read_info(logdir)
     steps = checkpoint_average.resolve(logdir, checkpoint, average, experiment.train.checkpoints.best)
     variant = Variant(averaged=tuple(sorted(steps)) if average > 1 else (), overrides=overrides)
@@ -65,7 +66,8 @@ def decode_lines(
     with hold(logdir):
         weights = checkpoint_average.restore_mean(logdir, steps, model.abstract)
         weights = jax.device_put(decode(weights, model.abstract))
-    decoder = _BatchDecoder(experiment.task, model, weights)
+        task = task_at(logdir, max(steps), of_run, overrides)
+    decoder = _BatchDecoder(task, model if task == experiment.task else Model(task), weights)
     name = f"decode @ {max(steps)}{variant}"
     notes, num_lines, reported = Notes(), 0, time.monotonic()
     many = False  # whether lines come faster than they are decoded

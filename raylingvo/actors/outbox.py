@@ -7,10 +7,12 @@ it is when its owner dies. So what one of the two loses, the other has.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from raylingvo.config import FrozenDict
 
 if TYPE_CHECKING:
     from raylingvo.training.host_copy import Lease
@@ -31,6 +33,7 @@ class Snapshot(NamedTuple):
     rest: list[np.ndarray] | None
     position: dict[str, Any] | None  # with `rest`: the input's position, the last report and counts, a JSON value
     places: tuple[list[Place], list[Place] | None] | None = None  # of the pieces of `weights` and `rest`
+    settings: Mapping[str, Any] = FrozenDict()  # with which the run trains by then: see `variant.settings_of`
 
 
 class Announcement(NamedTuple):

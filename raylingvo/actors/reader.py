@@ -12,8 +12,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from raylingvo import config
+from raylingvo.config import FrozenDict
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Experiment, Reading
+from raylingvo.models.task import Task
 from raylingvo.monitor.metrics_log import MetricsLog
 from raylingvo.monitor.scores import write_score
 from raylingvo.training.host_copy import decode
@@ -29,6 +32,7 @@ class Arrival(NamedTuple):
     step: int
     time: float  # Unix seconds at the end of the step
     weights: Sequence[np.ndarray]  # encoded leaves, read-only views of the object store
+    settings: Mapping[str, Any] = FrozenDict()  # keys of the experiment that the run has changed by then -> values
 
 
 class Feed(Protocol):
@@ -46,7 +50,8 @@ class Feed(Protocol):
 class SnapshotReader(abc.ABC):
     """Works on snapshots of an experiment with one dataset, and records metrics in `LOGDIR/<kind>_<dataset>`.
 
-    The step is compiled once for each shape of batch, all of them before the first snapshot comes.
+    The step is compiled once for each shape of batch, all of them before the first snapshot comes; and again when a
+    snapshot comes of a run that has changed its task, to be worked on as that is now.
     """
 
     kind: Kind
@@ -54,16 +59,14 @@ class SnapshotReader(abc.ABC):
     def __init__(self, experiment: Experiment, dataset: str, logdir: Path):
         self.dataset = dataset
         self.directory = logdir / f"{self.kind}_{dataset}"
-        self._task = experiment.task
+        self._experiment = experiment
         self._reading = self._settings(experiment)
         batch_size = experiment.reading_batch_size(self._reading)
-        self._model = Model(experiment.task)
         self._batches = experiment.datasets[dataset].eval_batches(batch_size, self._reading.max_examples)
         if not len(self._batches):
             raise RequestError(f"dataset {dataset}: there is no example to read")
         self._log = MetricsLog(self.directory)
-        self._step = StepForShapes(self._compute)
-        self._step.compile(self._model.abstract, self._batches.samples())
+        self._begin(experiment.task)
 
     @property
     def abstract_weights(self) -> Weights:
@@ -73,6 +76,7 @@ class SnapshotReader(abc.ABC):
     def follow(self, feed: Feed) -> None:
         """Works on what `feed` gives until it ends."""
         while (arrival := feed.next()) is not None:
+            self.work_on(self._task_of(arrival))
             step, metrics = arrival.step, self.process(arrival)
             # Otherwise its memory in the object store would be held while `feed` waits for the next one. JAX gives up
             # memory that it aliases when a collection begins, of whichever generation (0.10.2, _xla_gc_callback).
@@ -80,8 +84,13 @@ class SnapshotReader(abc.ABC):
             gc.collect(0)
             feed.done(step, metrics)
 
+    def work_on(self, task: Task) -> None:
+        """What follows is of this task, whose model has the same variables; compiles if it is another one."""
+        if task != self._task:
+            self._begin(task)
+
     def process(self, arrival: Arrival) -> dict[str, float]:
-        """Computes and records the metrics of a snapshot.
+        """Computes and records the metrics of a snapshot of the task that is worked on.
 
         Besides the task's metrics: `handover_seconds` from the end of the step to its weights on this device,
         `lag_seconds` from the end of the step to these metrics, and `examples_per_second`.
@@ -105,6 +114,17 @@ class SnapshotReader(abc.ABC):
 
     def close(self) -> None:
         self._log.close()
+
+    def _begin(self, task: Task) -> None:
+        self._task = task
+        self._model = Model(task)
+        # A function of its own: `self._compute` is the same to JAX as before, which would not trace it again.
+        self._step = StepForShapes(lambda weights, batch: self._compute(weights, batch))
+        self._step.compile(self._model.abstract, self._batches.samples())
+
+    def _task_of(self, arrival: Arrival) -> Task:
+        changed = arrival.settings
+        return (config.override(self._experiment, changed) if changed else self._experiment).task
 
     def _pictures(self, weights: Weights) -> Mapping[str, bytes]:
         """PNG files of what the last `_run` went through, by name; there need not be any.

@@ -213,7 +213,7 @@ class TrainerActor:
             return None, None, False
         places, rest_places = snapshot.places or (None, None)
         rest = None if snapshot.rest is None else (snapshot.rest, rest_places, snapshot.position)
-        return (snapshot.weights, places), rest, True
+        return (snapshot.weights, places, dict(snapshot.settings)), rest, True
 
     def handed_over(self, version: Version, announcement: Announcement, refs: list[Any]) -> None:
         """The store owns a snapshot. What its references [weights, rest or None] lead to is memory of this machine."""
@@ -234,9 +234,9 @@ class TrainerActor:
 
 def _snapshot(weights: Any, rest: Any) -> Snapshot:
     """From what `TrainerActor.snapshot` has given."""
-    arrays, places = weights
+    arrays, places, settings = weights
     rest_arrays, rest_places, position = rest or (None, None, None)
-    return Snapshot(arrays, rest_arrays, position, None if places is None else (places, rest_places))
+    return Snapshot(arrays, rest_arrays, position, None if places is None else (places, rest_places), settings)
 
 
 def _fetch_state(newest: Mapping[str, Any]) -> list[Snapshot]:
@@ -334,7 +334,9 @@ class _Feed:
                 fetch(self._store.lost.remote(reply["life"], reply["step"], reply["weights"]))
                 continue
             self._working_since = reply["time"]
-            return Arrival(reply["step"], reply["time"], Assembled(parts).leaves())
+            leaves = Assembled((arrays, places) for arrays, places, _ in parts).leaves()
+            *_, settings = parts[0]  # all hosts have the same
+            return Arrival(reply["step"], reply["time"], leaves, settings)
 
     def done(self, step: int, metrics: dict[str, float]) -> None:
         self._last, self._working_since = (step, metrics), None

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from raylingvo.training.pieces import Place
 
-_CONTENTS = "contents.json"  # for each host how many arrays it gave, and their places
+_CONTENTS = "contents.json"  # for each host how many arrays it gave, their places, and the settings
 
-# What one host gave of a snapshot: arrays, and where in the leaves they lie; None if they are the leaves.
-Part = tuple[Sequence[np.ndarray], Sequence[Place] | None]
+# What one host gave of a snapshot: arrays; where in the leaves they lie, None if they are the leaves; and the settings
+# with which the run trains by then, JSON values.
+Part = tuple[Sequence[np.ndarray], Sequence[Place] | None, Mapping[str, Any]]
 
 
 class SpillFolder:
@@ -32,10 +34,10 @@ class SpillFolder:
         """
         self._root.mkdir(mode=0o700, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{step}-", dir=self._root))
-        for host, (arrays, _) in enumerate(parts):
+        for host, (arrays, _, _) in enumerate(parts):
             for i, array in enumerate(arrays):
                 np.save(unfinished / f"{host}-{i}.npy", array, allow_pickle=False)
-        contents = [(len(arrays), places) for arrays, places in parts]
+        contents = [(len(arrays), places, dict(settings)) for arrays, places, settings in parts]
         (unfinished / _CONTENTS).write_text(json.dumps(contents))
         return unfinished.rename(self._root / f"{step}@{time!r}")
 
@@ -54,9 +56,9 @@ class SpillFolder:
     def read(self, folder: Path) -> list[Part]:
         """The parts of `write`."""
         parts = []
-        for host, (count, places) in enumerate(json.loads((folder / _CONTENTS).read_text())):
+        for host, (count, places, settings) in enumerate(json.loads((folder / _CONTENTS).read_text())):
             arrays = [np.load(folder / f"{host}-{i}.npy", allow_pickle=False) for i in range(count)]
-            parts.append((arrays, places and [Place(leaf, tuple(start)) for leaf, start in places]))
+            parts.append((arrays, places and [Place(leaf, tuple(start)) for leaf, start in places], settings))
         return parts
 
     def delete(self, folder: Path) -> None:

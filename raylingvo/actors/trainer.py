@@ -15,6 +15,7 @@ from raylingvo import config
 from raylingvo.actors.outbox import Announcement, Outbox, Snapshot
 from raylingvo.actors.profiling import DoneSteps
 from raylingvo.actors.reporter import Reporter, StepClock
+from raylingvo.actors.variant import settings_of
 from raylingvo.actors.within import Adopted, Command
 from raylingvo.data.pipeline import TrainInput
 from raylingvo.errors import RequestError, TrainingFailed
@@ -224,8 +225,7 @@ class Trainer:
             reports = position["reports"]
             self._rollbacks, self._skipped_updates = position["rollbacks"], position["skipped_updates"]
             adopted = position.get("adopted", [])
-            for adoption in adopted:
-                self._set(adoption["params"])
+            self._set(settings_of(adopted))
         else:
             state, adopted = self._warm_started(state), []
         self._adopted = adopted
@@ -424,6 +424,7 @@ class Trainer:
             None if rest is None else encode(rest),
             position,
             None if places is None else (places, rest_places),
+            settings_of(self._adopted or ()),
         )
         rest_nbytes = None if rest is None else nbytes(rest)
         announcement = Announcement(self._step, end_of_step, nbytes(weights), rest_nbytes)

@@ -6,17 +6,21 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raylingvo import config
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Experiment
 from raylingvo.models.task import Task
 from raylingvo.monitor.atomic import write_atomically
+from raylingvo.training import checkpoints
 from raylingvo.training.paths import names
 from raylingvo.training.state import Model
+
+if TYPE_CHECKING:  # of roles without actors, for which there is no Ray
+    from raylingvo.actors.within import Adopted
 
 _TASK = "task."
 _LONGEST_NAME = 100  # of a folder; file systems take 255 bytes
@@ -58,6 +62,20 @@ class Variant:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "variant.json", json.dumps(self.fields()) + "\n")
         return folder
+
+
+def settings_of(adopted: Sequence[Adopted]) -> dict[str, Any]:
+    """Key of the experiment -> value: what is not as in the experiment in a run that has adopted these."""
+    return {key: value for one in adopted for key, value in one["params"].items()}
+
+
+def task_at(logdir: Path, step: int, experiment: Experiment, overrides: Mapping[str, str]) -> Task:
+    """The task that the run in `logdir` trained when it wrote checkpoint `step`, with what `override_task` accepts.
+
+    experiment: that of the run. Raises RequestError if the checkpoint cannot be read.
+    """
+    settings = settings_of(checkpoints.restore_position(logdir, step).get("adopted", ()))
+    return config.override(config.override(experiment, settings), overrides).task
 
 
 def override_task(experiment: Experiment, overrides: Mapping[str, str]) -> Experiment:

@@ -314,6 +314,15 @@ def restore_weights(logdir: Path, step: int, abstract_weights: Any) -> list[np.n
     return encode(found)
 
 
+def restore_position(logdir: Path, step: int) -> dict[str, Any]:
+    """What checkpoint `step` has besides the state. Raises RequestError if it cannot be read."""
+    import orbax.checkpoint as ocp
+
+    path = (logdir / DIRECTORY / str(step)).absolute()
+    with _reading(path):
+        return dict(ocp.JsonCheckpointHandler().restore(path / "position"))
+
+
 def restore_all_weights(logdir: Path, step: int) -> dict[str, Any]:
     """The weights of checkpoint `step` of whatever model: {"params": nested dicts of arrays, "extra": ..}.
 

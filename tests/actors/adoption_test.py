@@ -181,3 +181,25 @@ def test_other_settings_than_rates_are_adopted_with_a_step_of_their_own(tmp_path
     train(off, tmp_path / "off", after=1, do=adopt({}))
     changed, off_state = outcome(EXPERIMENT, tmp_path / "changed")[0], outcome(off, tmp_path / "off")[0]
     toy.assert_bit_equal(changed.weights, off_state.weights)
+
+
+def test_snapshots_tell_with_which_settings_they_were_trained(tmp_path, donor):
+    """Also those without the rest of the state, and those of a Trainer that goes on from them."""
+    own = Store()
+    experiment = rl.override(EXPERIMENT, {"train.snapshots.state_every": 2})
+    trainer = trainer_on(experiment, tmp_path, own)
+    asked = []
+
+    class Input(TrainInput):
+        def __next__(self):
+            asked.append(1)
+            {5: adopt_from(donor[0], 0.2), 8: interrupt}.get(len(asked), lambda trainer: None)(trainer)
+            return super().__next__()
+
+    with mock.patch.object(trainer_module, "TrainInput", Input):
+        trainer.run()
+    changed = {"learner.learning_rate": 0.2}
+    assert own.settings == {3: {}, 6: changed, 8: changed}
+    again = Store()
+    train(experiment, tmp_path, again)
+    assert again.settings == {9: changed, 10: changed}

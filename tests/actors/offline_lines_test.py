@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
-from line_task import SHAPES, Scored, write_run
+from flax import nnx
+from line_task import EXPERIMENT, SHAPES, Scored, write_run
 
 from raylingvo.actors import offline_lines
 from raylingvo.actors.line_reader import LineReader
 from raylingvo.actors.logdir import hold
 from raylingvo.actors.offline_lines import decode_lines
 from raylingvo.errors import RequestError
+from raylingvo.experiment import Checkpoints
 from raylingvo.models.task import Task
+from raylingvo.training.checkpoints import CheckpointWriter
+from raylingvo.training.state import Model
 
 LINES = ["3 4", "", "5 6 7", "11"]
 
@@ -156,6 +163,19 @@ def test_an_average_and_other_settings(logdir: Path) -> None:
     # Weights w and -3 w average to -w.
     assert [output["scores"] for output in outputs] == [[-scores[0]] for scores in of_4]
     assert not (logdir / "variants").exists()
+
+
+def test_lines_are_decoded_by_the_task_that_the_run_had_by_then(tmp_path: Path) -> None:
+    """Population based training changes it. What is asked for counts more."""
+    write_run(tmp_path)
+    adopted = [{"step": 9, "params": {"task.num_hyps_per_beam": 2}, "origin": {}}]
+    weights = jax.tree.map(np.asarray, Model.split(EXPERIMENT.task.init(nnx.Rngs(0))))
+    with contextlib.closing(CheckpointWriter(tmp_path, Checkpoints(), lambda line: None)) as writer:
+        writer.save(12, {"weights": weights}, {"adopted": adopted}, on_saved=lambda: None)
+    outputs = decoded(tmp_path, LINES, checkpoint="12")
+    assert {len(output["scores"]) for output in outputs} == {2}
+    outputs = decoded(tmp_path, LINES, checkpoint="12", overrides={"task.num_hyps_per_beam": "1"})
+    assert {len(output["scores"]) for output in outputs} == {1}
 
 
 @pytest.mark.parametrize(

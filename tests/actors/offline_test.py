@@ -117,6 +117,29 @@ def test_an_average_is_evaluated_as_its_mean(logdir):
     assert mean["step"] == 10
 
 
+@pytest.mark.parametrize(("kind", "number"), [("eval", "scale"), ("decode", "mean")])
+def test_a_checkpoint_is_of_the_task_that_the_run_had_by_then(tmp_path, kind, number):
+    """Population based training changes it. What is asked for counts more, whatever it is a part of."""
+    experiment = toy.experiment(task=toy.Scaled())
+    home = Logdir(tmp_path, experiment)
+    home.begin(["raylingvo"])
+    home.close()
+    first = {"step": 3, "params": {"task.scale": 9.0}, "origin": {}}
+    second = {"step": 5, "params": {"task.scale": 2.0, "task.dropout": 0.1}, "origin": {}}
+    with contextlib.closing(CheckpointWriter(tmp_path, Checkpoints(keep_last=9), lambda line: None)) as writer:
+        for step, adopted in ((2, {}), (6, {"adopted": [first, second]})):
+            writer.save(step, STATE, adopted, on_saved=lambda: None)
+
+    def numbers(**how):
+        return [record[number] for record in read_checkpoints(kind, tmp_path, **how)["all"]["test"]]
+
+    before, after = numbers(checkpoint="all")
+    assert after == pytest.approx(2 * before)
+    assert numbers(average=2) == [after]
+    assert numbers(overrides={"task.scale": "4"}) == pytest.approx([4 * before])
+    assert numbers(overrides={"task.dropout": "0"}) == [after]
+
+
 def test_a_logdir_without_run_json_has_no_id(logdir):
     """The command was killed at the very start: config.yaml comes first."""
     (logdir / "run.json").unlink()

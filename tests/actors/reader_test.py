@@ -1,5 +1,6 @@
 """What Evalers and Decoders share: they follow a feed to its end, and leave a record of every snapshot."""
 
+import contextlib
 import time
 import weakref
 from unittest import mock
@@ -11,6 +12,7 @@ import sequence_task
 import toy
 from flax import nnx
 
+import raylingvo as rl
 from raylingvo.actors.decoder import Decoder
 from raylingvo.actors.evaler import Evaler
 from raylingvo.actors.reader import Arrival
@@ -89,6 +91,40 @@ def test_it_holds_no_weights_while_it_waits_for_the_next(reader):
 def test_it_compiles_once(reader):
     with mock.patch.object(jax.stages.Lowered, "compile", side_effect=AssertionError):  # it has compiled already
         reader.follow(Feed(reader, [arrival(10), arrival(20)]))
+
+
+SCALED = toy.experiment(task=toy.Scaled())
+NUMBER = {Evaler: "loss", Decoder: "mean"}
+
+
+@pytest.mark.parametrize("role", [Evaler, Decoder])
+def test_it_goes_by_the_settings_that_a_snapshot_comes_with(tmp_path, role):
+    """Those that change are compiled for, those that do not concern it are not."""
+
+    def scaled(step, **settings):
+        return arrival(step, task=SCALED.task)._replace(settings=settings)
+
+    twice = {"task.scale": 2.0, "learner.learning_rate": 0.5}
+    arrivals = [scaled(3), scaled(6, **twice), scaled(9, **twice | {"learner.learning_rate": 0.7}), scaled(12)]
+    compiled = []
+
+    class Noting(Feed):
+        def next(self):
+            compiled.append(compile_step.call_count)
+            return super().next()
+
+    compile_step = mock.Mock(side_effect=jax.stages.Lowered.compile)
+    with contextlib.closing(role(SCALED, "test", tmp_path / "one")) as reader:
+        feed = Noting(reader, arrivals)
+        with mock.patch.object(jax.stages.Lowered, "compile", lambda lowered: compile_step(lowered)):
+            reader.follow(feed)
+    assert compiled == [0, 0, 1, 1, 2]
+    with contextlib.closing(role(rl.override(SCALED, twice), "test", tmp_path / "other")) as other:
+        other.follow(Feed(other, [scaled(3)]))
+    (_, before), (_, changed), (_, still), (_, back) = ((step, metrics[NUMBER[role]]) for step, metrics in feed.results)
+    expected = read_metrics(other.directory)[0][NUMBER[role]]
+    assert changed == still == expected != before
+    assert back == before
 
 
 @pytest.mark.parametrize("role", [Evaler, Decoder])

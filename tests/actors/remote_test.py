@@ -4,10 +4,13 @@ import threading
 import types
 from unittest import mock
 
+import numpy as np
+import pytest
 import toy
 
 from raylingvo.actors import remote
-from raylingvo.actors.outbox import Outbox
+from raylingvo.actors.outbox import Announcement, Outbox, Snapshot
+from raylingvo.training.pieces import Place
 
 
 def test_a_request_that_comes_while_training_begins_is_the_last_one():
@@ -45,3 +48,20 @@ def test_a_request_that_comes_while_training_begins_is_the_last_one():
     ):
         actor.run()
     assert asked == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("places", [None, ([Place(0, (0,))], [Place(0, (0,))])])
+def test_what_a_snapshot_comes_with_reaches_readers_and_the_next_trainer(places):
+    x, settings = np.arange(3.0), {"task.dropout": 0.5}
+    actor = remote.TrainerActor(types.SimpleNamespace(run=""), {}, None, "a life", 0, 1)
+    given = Snapshot([x], [x + 1], {"reports": []}, places, settings)
+    actor._outbox.put(Announcement(6, 1.5, 24, 24), given, None)
+    weights, rest, there = actor.snapshot(6)
+    assert there
+    assert remote._snapshot(weights, rest) == given
+
+    store = mock.Mock()
+    store.take.remote.return_value = {"life": "", "step": 6, "time": 1.5, "weights": [weights]}
+    with mock.patch.object(remote, "fetch", lambda ref, timeout: ref):
+        arrival = remote._Feed(store, "Evaler(test)").next()
+    assert arrival == (6, 1.5, [x], settings)

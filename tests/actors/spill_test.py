@@ -17,7 +17,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def parts(step: int) -> list[Part]:
     """Of two hosts: whole leaves, and pieces."""
-    return [([np.full((3, 2), step, np.float32)], None), ([np.arange(step)], [Place(4, (5,))])]
+    settings = {"learner.learning_rate": 0.1 * step}
+    return [
+        ([np.full((3, 2), step, np.float32)], None, settings),
+        ([np.arange(step)], [Place(4, (5,))], settings),
+    ]
 
 
 def test_what_is_written_is_read_and_found_by_the_next_store(root: Path) -> None:
@@ -29,9 +33,9 @@ def test_what_is_written_is_read_and_found_by_the_next_store(root: Path) -> None
     assert sorted(next_one.found()) == [(3, 3.1, 48, places[3]), (20, 20.1, 184, places[20])]
     assert not (root / "raylingvo-snapshots-token" / ".7-half").exists()
     for step, place in places.items():
-        for (found, found_places), (expected, expected_places) in zip(next_one.read(place), parts(step), strict=True):
+        for (found, *others), (expected, *expected_others) in zip(next_one.read(place), parts(step), strict=True):
             np.testing.assert_array_equal(found, expected)
-            assert found_places == expected_places
+            assert others == expected_others
     next_one.delete(places[3])
     assert [step for step, *_ in SpillFolder("token").found()] == [20]
 
