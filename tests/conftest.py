@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 # JAX reads these when it is imported, in this process and in those that tests start.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-# Most tests of the roles compile the same few programs: 4 s each time on a busy core, 0.1 s from a cache.
-_compiled = tempfile.TemporaryDirectory(prefix="raylingvo-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+# Most tests of the roles compile the same few programs: 4 s each time on a busy core, 0.1 s from a cache. The processes
+# of pytest-xdist inherit that of the one that has started them.
+_compiled = None
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="raylingvo-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Ray would start a process for each CPU beforehand. Roles in the Ray of a test take none of them, as they ask for
+# variables of their own.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 # The same examples in every run: what passes once passes again.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -38,6 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden that differ")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # JAX compiles what it could not read: a file that another process is writing.
+    config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry:UserWarning")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first, or the last of them would keep one process busy and the other idle."""
     long = {item.path for item in items if item.get_closest_marker("ray")}
@@ -45,7 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure() -> None:
-    _compiled.cleanup()
+    if _compiled:
+        _compiled.cleanup()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import toy
 from running import Running, assert_same_end, gated, only_eval, processes, steps_of
+from undisturbed import undisturbed
 
 from raylingvo.experiment import Experiment, Snapshots
 from raylingvo.monitor.metrics_log import read_metrics
@@ -25,30 +26,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
 @pytest.fixture(scope="module")
-def whole(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The logdir of an uninterrupted run of `only_eval("every")`."""
-    logdir = tmp_path_factory.mktemp("whole")
-    Running(only_eval("every"), logdir).result()
-    return logdir
-
-
-def test_an_evaler_killed_in_the_middle_only_repeats_that_work(
-    tmp_path: Path, whole: Path, new_gate: Callable[[str], gates.Gate]
-) -> None:
-    gate = new_gate("gate")
-    running = Running(gated(only_eval("every"), "test", gate), tmp_path / "run")
-    for _ in ("the batch from which it knows what to compile", "the first evaluation"):
-        gate.wait()
-        gate.let_through()
-    victim = gate.wait()  # in the middle of the second
-    os.kill(victim, signal.SIGKILL)
-    assert gate.wait() != victim
-    gate.open()
-    assert running.result()["status"] == "finished"
-
-    assert (tmp_path / "run/eval_test/metrics.jsonl").read_text().count("\n") == 6
-    assert steps_of(tmp_path / "run", "eval_test") == [10, 20, 30, 40, 50, 60]
-    assert any("Evaler(test) died; started again (1)" in event for event in running.view.events)
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The logdir of what `only_eval("every")` comes to if nothing happens to it."""
+    return undisturbed(only_eval("every"), tmp_path_factory.mktemp("whole"))
 
 
 def test_an_evaler_that_fails_does_not_end_training_but_the_run_has_failed(tmp_path: Path) -> None:
@@ -69,6 +49,7 @@ class BrokenEval(toy.Regression):
         raise ZeroDivisionError("no such metric")
 
 
+@pytest.mark.slow
 def test_a_trainer_killed_in_the_middle_ends_as_if_it_had_not_been(
     tmp_path: Path, whole: Path, new_gate: Callable[[str], gates.Gate]
 ) -> None:
@@ -140,20 +121,28 @@ def test_a_store_killed_in_the_middle_costs_nobody_anything(
     assert_same_end(only_eval("every"), tmp_path / "killed", whole)
 
 
-def test_a_snapshot_that_kills_its_evaler_twice_is_set_aside(
-    tmp_path: Path, whole: Path, new_gate: Callable[[str], gates.Gate]
+def test_an_evaler_killed_in_the_middle_only_repeats_that_work_and_what_kills_it_twice_is_set_aside(
+    tmp_path: Path, new_gate: Callable[[str], gates.Gate]
 ) -> None:
     gate = new_gate("gate")
-    running = Running(gated(only_eval("every"), "test", gate), tmp_path)
+    running = Running(gated(only_eval("every"), "test", gate), tmp_path / "run")
     for _ in range(2):
         gate.wait()  # the batch from which it knows what to compile
         gate.let_through()
         os.kill(gate.wait(), signal.SIGKILL)  # in its first evaluation
+    for _ in ("the batch from which it knows what to compile", "the evaluation of the second snapshot"):
+        gate.wait()
+        gate.let_through()
+    victim = gate.wait()  # in the middle of the third
+    os.kill(victim, signal.SIGKILL)
+    assert gate.wait() != victim
     gate.open()
     assert running.result()["status"] == "finished"
 
+    assert any("Evaler(test) died; started again (1)" in event for event in running.view.events)
     running.view.wait_for_event("Evaler(test) died twice on the snapshot of step 10, which is set aside")
-    assert steps_of(tmp_path, "eval_test") == [20, 30, 40, 50, 60]
+    assert (tmp_path / "run/eval_test/metrics.jsonl").read_text().count("\n") == 5
+    assert steps_of(tmp_path / "run", "eval_test") == [20, 30, 40, 50, 60]
     assert running.result()["set_aside"] == {"Evaler(test)": [10]}
     assert running.view.statuses[-1]["readers"][0]["set_aside"] == 1
 

@@ -17,8 +17,9 @@ import pytest
 import ray
 import toy
 from command_line import Command, command_of
-from running import SECONDS, Running, Watcher, assert_same_end, processes
+from running import SECONDS, Watcher, assert_same_end, processes
 from toy_run import arguments, experiment, started
+from undisturbed import undisturbed
 
 from raylingvo.actors import detached
 from raylingvo.actors.driver import NAMESPACE
@@ -46,11 +47,9 @@ def no_run_left(cluster: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def whole(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The logdir of a run that nothing happened to."""
-    logdir = tmp_path_factory.mktemp("whole") / "run"
-    Running(experiment(), logdir).result()
-    return logdir
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The logdir of what a run comes to that nothing happened to."""
+    return undisturbed(experiment(), tmp_path_factory.mktemp("whole"))
 
 
 def _drivers() -> list[str]:
@@ -130,28 +129,29 @@ def test_a_detached_run_outlives_its_command_and_leaves_nothing_in_the_cluster(
     assert again.json["status"] == "finished"
 
 
-def test_others_see_a_run_without_changing_it(
+def test_others_see_a_run_without_changing_it_or_stop_it_and_the_same_command_goes_on(
     command: Command, tmp_path: Path, new_gate: Callable[[str], gates.Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = new_gate("gate")
-    wanted = arguments(experiment(gate.folder), tmp_path)
-    run = command(*wanted, "--detach").json["run"]
+    wanted = arguments(experiment(gate.folder, max_steps=1_000_000), tmp_path)
+    detach = (*wanted, "--detach")
+    run = command(*detach).json["run"]
     following = Following(run)
     gate.wait()
     following.view.wait_for(lambda status: status["trainer"]["step"] > 0)
 
     (row,) = command("status", "--json").json["runs"]
     assert row.keys() >= {"loss", "steps_per_second", "restarts"}
-    expected = {"run": run, "experiment": "toy.Regression", "state": "training", "max_steps": 60, "restarts": 0}
+    expected = {"run": run, "experiment": "toy.Regression", "state": "training", "max_steps": 1_000_000, "restarts": 0}
     assert row | expected | {"logdir": str(tmp_path / "run")} == row
     assert run in command("status").out
     shown = command("status", run[:12], "--json").json
-    assert (shown["status"], shown["state"], shown["trainer"]["max_steps"]) == ("running", "training", 60)
+    assert (shown["status"], shown["state"], shown["trainer"]["max_steps"]) == ("running", "training", 1_000_000)
     assert [reader["name"] for reader in shown["readers"]] == ["Evaler(test)"]
     assert "Evaler(test)" in command("status", tmp_path / "run").out
 
     in_use = f"raylingvo: --logdir {tmp_path}/run: another raylingvo process is running in it\n"
-    assert command(*wanted, "--detach") == (2, "", in_use)
+    assert command(*detach) == (2, "", in_use)
     assert command(*wanted) == (2, "", in_use)
     unknown = f"raylingvo: no run 'Regresion'; closest: {run}\n"
     assert command("attach", "Regresion") == (2, "", unknown)
@@ -160,9 +160,20 @@ def test_others_see_a_run_without_changing_it(
         detaches = f"raylingvo: the run goes on without you; to see it again: raylingvo attach {run}\n"
         assert command("attach", run) == (0, "", detaches)
     gate.open()
-    assert following.ending().exit_status == 0
+    stopped = command("stop", run, "--json")
+    assert stopped.status == 0
+    result = json.loads(stopped.out.splitlines()[-1])  # before it are what Ray tells the process that started the run
+    assert (result["status"], result["stop_reason"]) == ("interrupted", "raylingvo stop")
+    assert "stopping: raylingvo stop" in stopped.err
+    assert following.ending().exit_status == command("attach", tmp_path / "run").status == 130
     unknown = f"raylingvo: no run {run!r}: {NO_RUNS}; of one that is over, give the logdir\n"
     assert command("status", run) == (2, "", unknown)
+
+    assert command(*detach).json["run"] == run
+    following = Following(run)
+    following.view.wait_for_event(f"training goes on from step {result['step']}")
+    assert command("stop", tmp_path / "run").status == 0
+    assert following.ending().result["step"] >= result["step"]
 
 
 def _interrupted(*_: Any, **__: Any) -> None:
@@ -170,29 +181,19 @@ def _interrupted(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_run_that_is_stopped_goes_on_with_the_same_command(command: Command, tmp_path: Path) -> None:
-    wanted = (*arguments(experiment(max_steps=1_000_000), tmp_path), "--detach")
-    run = command(*wanted).json["run"]
-    following = Following(run)
-    following.view.wait_for(lambda status: status["trainer"]["step"] > 0)
-    stopped = command("stop", run, "--json")
-    assert stopped.status == 0
-    result = json.loads(stopped.out.splitlines()[-1])  # before it are what Ray tells the process that started the run
-    assert (result["status"], result["stop_reason"]) == ("interrupted", "raylingvo stop")
-    assert "stopping: raylingvo stop" in stopped.err
-    assert following.ending().exit_status == command("attach", tmp_path / "run").status == 130
-
-    assert command(*wanted).json["run"] == run
-    following = Following(run)
-    following.view.wait_for_event(f"training goes on from step {result['step']}")
-    assert command("stop", tmp_path / "run").status == 0
-    assert following.ending().result["step"] >= result["step"]
-
-
-def test_when_a_detached_driver_is_killed_its_roles_end_and_the_same_command_goes_on(
+def test_when_a_driver_is_killed_its_roles_end_and_the_same_command_goes_on(
     command: Command, tmp_path: Path, new_gate: Callable[[str], gates.Gate], whole: Path
 ) -> None:
+    """A command that has joined the cluster, and a detached driver, of the same run."""
     gate = new_gate("gate")
+    with started(experiment(gate.folder), tmp_path, "--address", ray.get_runtime_context().gcs_address) as process:
+        gate.wait()
+        roles = _roles()
+        assert len(roles) >= 2
+        process.kill()
+        process.wait(SECONDS)
+        assert _ended(roles)
+
     wanted = (*arguments(experiment(gate.folder), tmp_path), "--detach")
     run = command(*wanted).json["run"]
     following = Following(run)
@@ -210,23 +211,6 @@ def test_when_a_detached_driver_is_killed_its_roles_end_and_the_same_command_goe
     gate.open()
     assert command(*wanted).json["run"] == run
     assert command("attach", run).status == 0
-    assert_same_end(experiment(), tmp_path / "run", whole)
-
-
-def test_when_a_command_that_joined_a_cluster_is_killed_its_roles_end_and_the_same_command_goes_on(
-    tmp_path: Path, new_gate: Callable[[str], gates.Gate], whole: Path
-) -> None:
-    gate = new_gate("gate")
-    address = ray.get_runtime_context().gcs_address
-    with started(experiment(gate.folder), tmp_path, "--address", address) as process:
-        gate.wait()
-        roles = _roles()
-        assert len(roles) >= 2
-        process.kill()
-        process.wait(SECONDS)
-        assert _ended(roles)
-    gate.open()
-    Running(experiment(gate.folder), tmp_path / "run").result()
     assert_same_end(experiment(), tmp_path / "run", whole)
 
 

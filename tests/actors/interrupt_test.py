@@ -13,6 +13,7 @@ import psutil
 import pytest
 from running import SECONDS, assert_same_end
 from toy_run import experiment, read_until, started
+from undisturbed import undisturbed
 
 from raylingvo.actors.run import noted_signals
 from raylingvo.monitor.runs import load_run
@@ -23,43 +24,28 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing happened to."""
-    folder = tmp_path_factory.mktemp("whole")
-    with started(experiment(), folder) as process:
-        assert process.wait(SECONDS) == 0
-    return folder
+    """The logdir of what a run comes to that nothing happened to."""
+    return undisturbed(experiment(), tmp_path_factory.mktemp("whole"))
 
 
-def test_sigterm_stops_cleanly_and_the_same_command_ends_as_if_nothing_had_been(tmp_path: Path, whole: Path) -> None:
-    cut = tmp_path
-    with contextlib.closing(gates.Gate(cut / "gate")) as gate:
-        with started(experiment(cut / "gate"), cut) as process:
-            gate.wait()
-            os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and batch systems do: to Ray's processes too
-            read_until(process.stderr, "stopping: SIGTERM")
-            gate.open()
-            out, _ = process.communicate(timeout=SECONDS)
-        assert process.returncode == 130
-        result = json.loads(out.splitlines()[-1])
-        assert (result["status"], result["stop_reason"]) == ("interrupted", "SIGTERM")
-        assert 0 < result["step"] < 60
-        assert checkpoints.steps(cut / "run") == [result["step"]]
-        assert json.loads((cut / "run/run.json").read_text())["status"] == "interrupted"
-
-        with started(experiment(cut / "gate"), cut) as process:
+@pytest.mark.timeout(600)
+def test_however_it_ends_the_same_command_ends_as_if_nothing_had_been(tmp_path: Path, whole: Path) -> None:
+    """The same run four times: each time but the last it is held in the middle, and ended there in another way."""
+    with contextlib.closing(gates.Gate(tmp_path / "gate")) as gate:
+        a_second_ctrl_c_ends_everything_at_once(tmp_path, gate)
+        when_the_driver_is_killed_all_its_processes_end(tmp_path, gate)
+        step = sigterm_stops_cleanly(tmp_path, gate)
+        with started(experiment(gate.folder), tmp_path) as process:
             out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0
-    assert f"goes on from step {result['step']}" in err
+    assert f"goes on from step {step}" in err
     assert json.loads(out.splitlines()[-1])["step"] == 60
+    assert load_run(tmp_path / "run").info["status"] == "finished"
+    assert_same_end(experiment(), tmp_path / "run", whole)
 
-    assert_same_end(experiment(), cut / "run", whole / "run")
 
-
-def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path) -> None:
-    with (
-        contextlib.closing(gates.Gate(tmp_path / "gate")) as gate,
-        started(experiment(gate.folder), tmp_path) as process,
-    ):
+def a_second_ctrl_c_ends_everything_at_once(folder: Path, gate: gates.Gate) -> None:
+    with started(experiment(gate.folder), folder) as process:
         trainer = psutil.Process(gate.wait())
         process.send_signal(signal.SIGINT)
         read_until(process.stderr, "stopping: SIGINT")
@@ -67,31 +53,39 @@ def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path) -> None:
         assert process.wait(SECONDS) == 130  # the gate is still closed
         _, alive = psutil.wait_procs([trainer], timeout=SECONDS)
         assert not alive
-    info = json.loads((tmp_path / "run/run.json").read_text())
-    assert info["status"] == "interrupted"
+    assert load_run(folder / "run").info["status"] == "interrupted"
 
 
-def test_when_the_driver_is_killed_all_its_processes_end_and_the_same_command_ends_as_if_nothing_had_been(
-    tmp_path: Path, whole: Path
-) -> None:
-    with contextlib.closing(gates.Gate(tmp_path / "gate")) as gate:
-        with started(experiment(gate.folder), tmp_path) as process:
-            trainer = psutil.Process(gate.wait())
-            of_the_run = psutil.Process(process.pid).children(recursive=True)
-            # These two try to tell Ray's head for a minute, before they end too.
-            agents = [p for p in of_the_run if p.cmdline()[0] in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
-            assert len(agents) == 2
-            process.kill()
-            process.wait(SECONDS)
-            assert load_run(tmp_path / "run").info["status"] == "died"
-            assert trainer in of_the_run
-            _, alive = psutil.wait_procs(set(of_the_run) - set(agents), timeout=SECONDS)
-            assert not alive
+def when_the_driver_is_killed_all_its_processes_end(folder: Path, gate: gates.Gate) -> None:
+    with started(experiment(gate.folder), folder) as process:
+        trainer = psutil.Process(gate.wait())
+        of_the_run = psutil.Process(process.pid).children(recursive=True)
+        # These two try to tell Ray's head for a minute, before they end too.
+        agents = [p for p in of_the_run if p.cmdline()[0] in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
+        assert len(agents) == 2
+        process.kill()
+        process.wait(SECONDS)
+        assert load_run(folder / "run").info["status"] == "died"
+        assert trainer in of_the_run
+        _, alive = psutil.wait_procs(set(of_the_run) - set(agents), timeout=SECONDS)
+        assert not alive
+
+
+def sigterm_stops_cleanly(folder: Path, gate: gates.Gate) -> int:
+    """The step of its checkpoint."""
+    with started(experiment(gate.folder), folder) as process:
+        gate.wait()
+        os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and batch systems do: to Ray's processes too
+        read_until(process.stderr, "stopping: SIGTERM")
         gate.open()
-        with started(experiment(gate.folder), tmp_path) as process:
-            assert process.wait(SECONDS) == 0
-    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "finished"
-    assert_same_end(experiment(), tmp_path / "run", whole / "run")
+        out, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130
+    result = json.loads(out.splitlines()[-1])
+    assert (result["status"], result["stop_reason"]) == ("interrupted", "SIGTERM")
+    assert 0 < result["step"] < 60
+    assert checkpoints.steps(folder / "run") == [result["step"]]
+    assert load_run(folder / "run").info["status"] == "interrupted"
+    return result["step"]
 
 
 def test_a_signal_that_is_ignored_does_not_stop_a_run() -> None:

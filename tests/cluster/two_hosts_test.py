@@ -98,6 +98,7 @@ def test_a_run_with_its_evaler_on_the_other_host(cluster: Launched, whole: Path)
     assert set(ended["restarts"].values()) == {0}
 
 
+@pytest.mark.slow
 def test_a_wrong_request_is_refused_there_as_here(cluster: Launched) -> None:
     refused = cluster.type(f"raylingvo submit --cluster {FILE} -- inspect config image.digits.Nothing", check=False)
     assert refused.returncode == 2
