@@ -80,6 +80,7 @@ class Conductor(tune.Callback):
         if END in trial.config:
             return  # only repeated for Tune
         self._book.add(number, trial.config["params"])
+        self._await_end(number)  # of the time before a pause: heard later, it would be taken for that of this one
         self._at_work.add(number)
         self._left.discard(number)
         self._book.update(number, status="running")
@@ -106,6 +107,7 @@ class Conductor(tune.Callback):
         self._book.save()
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._at_work.discard(trial.config["trial"])
         self._book.event(f"trial {trial.config['trial']}: its process died; it goes on in another")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -125,10 +127,14 @@ class Conductor(tune.Callback):
 
     def close(self) -> None:
         """Listens until all trials have told how they ended."""
-        deadline = time.monotonic() + _LAST_WORDS_SECONDS
-        while self._at_work and time.monotonic() < deadline:
-            self._listen(0.2)
+        self._await_end(*self._at_work)
         ray.kill(self._hub)
+
+    def _await_end(self, *numbers: int) -> None:
+        """Listens until these trials, as far as they are at work, have told how they ended."""
+        deadline = time.monotonic() + _LAST_WORDS_SECONDS
+        while not self._at_work.isdisjoint(numbers) and time.monotonic() < deadline:
+            self._listen(0.2)
 
     def _listen(self, timeout: float) -> None:
         assert self._news is not None

@@ -143,7 +143,7 @@ def sweep(
         if book.all_ended():
             return _ended(book.sweep() if book.status == "finished" else book.close(*book.outcome()), directory)
         places = {} if request.options.concurrency is None else {_PLACE: float(request.options.concurrency)}
-        with connected(address, places) as cluster, noted_signals() as asked_to_stop, _tune_settings():
+        with connected(address, places) as cluster, noted_signals() as asked_to_stop, _tune_settings(request, total):
             if request.options.concurrency is not None and not cluster.own and request.options.scheduler in PAUSING:
                 raise RequestError(
                     f"--concurrency: in a cluster that others started, {request.options.scheduler} runs as many trials "
@@ -354,9 +354,12 @@ def _most_at_once(request: Request) -> int:
 
 
 @contextlib.contextmanager
-def _tune_settings() -> Iterator[None]:
+def _tune_settings(request: Request, total: int) -> Iterator[None]:
     """Tune is not to write what the sweep's own record has, to print, or to take our signals."""
     settings = {
+        # How many trials there are before there is room for them. Tune's hyperband compares those that there are: one
+        # after the other, each would have nobody to be compared with.
+        "TUNE_MAX_PENDING_TRIALS_PG": str(total) if request.options.scheduler == "hyperband" else "1",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last result of a trial without an evaluation

@@ -164,3 +164,15 @@ def test_a_trial_that_tune_starts_again_is_waited_for(tmp_path: Path) -> None:
     sweep.listen(sweep.conductor.is_quiet)
     assert sweep.book.trials[0].step == 7
     sweep.conductor.close()
+
+
+def test_a_trial_that_goes_on_after_a_pause_is_not_over_for_what_is_heard_late(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.start(0)
+    sweep.tell(0, ended=("interrupted", 5, "paused by the scheduler"), seconds=1.0)
+    sweep.start(0)
+    sweep.listen(lambda: True)
+    assert sweep.book.trials[0].status == "running"
+    sweep.tell(0, ended=("finished", 20, "reached max_steps 20"), seconds=1.0)
+    sweep.conductor.close()
+    assert sweep.book.trials[0].status == "finished"

@@ -246,3 +246,31 @@ def test_schedulers_stop_trials_early(cluster: None, tmp_path: Path, scheduler: 
     assert "stopped" in statuses
     assert result.best is not None
     assert result.best.params[RATE] >= 0.05
+
+
+@pytest.mark.slow
+def test_who_waits_at_a_rung_does_not_run_when_a_sweep_goes_on(cluster: None, tmp_path: Path) -> None:
+    class Interrupter(Watcher):
+        """Interrupts when two trials wait."""
+
+        done = False
+
+        def update(self, sweep: record.Sweep, running: Any) -> None:
+            if not self.done and [trial.status for trial in sweep.trials].count("paused") == 2:
+                self.done = True
+                os.kill(os.getpid(), signal.SIGINT)
+
+    exp = experiment(max_steps=600, snapshots=Snapshots(every_steps=20))
+    how = {"space": {RATE: "grid(0.05, 0.0001, 0.00001, 0.1)"}, "samples": 1, "scheduler": "asha", "grace_steps": 40}
+    first = sweep(tmp_path, exp, Interrupter(), **how)
+    assert first.status == "interrupted"
+    waiting = [trial for trial in first.sweep.trials if trial.status == "paused"]
+    assert len(waiting) >= 2
+    runs = {trial.number: (logdir_of(first, trial.number) / "run.json").read_bytes() for trial in waiting}
+
+    last = sweep(tmp_path, exp, **how)
+    assert last.status == "finished"
+    assert sorted(trial.status for trial in last.sweep.trials) == ["finished", *["stopped"] * 3]
+    went_on = [n for n, before in runs.items() if (logdir_of(last, n) / "run.json").read_bytes() != before]
+    assert went_on == [trial.number for trial in waiting if last.sweep.trials[trial.number].step > trial.step]
+    assert len(went_on) < len(waiting)
