@@ -135,6 +135,11 @@ def make_request(
             raise RequestError(
                 f"--{option} means nothing to --scheduler {options.scheduler}; it is of {', '.join(users)}"
             )
+    if options.scheduler == "hyperband" and options.search == "optuna":
+        raise RequestError(
+            "--scheduler hyperband needs all trials before the first begins: there is nothing for --search optuna to "
+            "learn from; use --scheduler asha"
+        )
     if options.scheduler == "pbt":
         _check_population(experiment, space, options)
     base = experiment

@@ -201,6 +201,13 @@ def test_an_option_that_means_nothing_is_refused():
     )
 
 
+def test_what_has_all_trials_at_once_learns_from_none():
+    assert refused({"task.dropout": "choice(0.1, 0.2)"}, scheduler="hyperband", search="optuna") == (
+        "--scheduler hyperband needs all trials before the first begins: there is nothing for --search optuna to learn "
+        "from; use --scheduler asha"
+    )
+
+
 # -- population based training ----------------------------------------------------------------------------------------
 
 
