@@ -16,6 +16,7 @@ import pytest
 import toy
 from gangs import gang, on, wait_for_all
 from running import Running, assert_same_end, gated, processes, steps_of
+from undisturbed import undisturbed
 
 from raylingvo.actors.run import RunFailed
 from raylingvo.errors import RequestError
@@ -42,7 +43,7 @@ def whole(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_several_hosts_learn_what_one_device_does(tmp_path: Path, whole: Path) -> None:
     alone = on(gang(), hosts=1, cpu_devices=1)
-    Running(alone, tmp_path).result()
+    undisturbed(alone, tmp_path)
 
     for a, b in zip(*(jax.tree.leaves(state_of(alone, logdir, 60)) for logdir in (tmp_path, whole)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -6,16 +6,19 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import copy_task
 import gates
 import pytest
 import toy
 from running import Running, gated, only_eval, steps_of
+from undisturbed import undisturbed
 
 from raylingvo.actors import memory
+from raylingvo.actors.logdir import Logdir
 from raylingvo.errors import RequestError
-from raylingvo.experiment import Best, Checkpoints, DevBased, EarlyStop, Snapshots
+from raylingvo.experiment import Best, Checkpoints, DevBased, EarlyStop, Experiment, Snapshots
 from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training import checkpoints
 from raylingvo.training.learner import Learner
@@ -23,20 +26,32 @@ from raylingvo.training.learner import Learner
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
-def test_a_run_leaves_everything_in_its_logdir(tmp_path: Path) -> None:
-    policy = Checkpoints(every_seconds=None, best=Best(metric="test/range", mode="max"))
-    experiment = toy.experiment(data=toy.NumbersWhere(environment=memory.KEEP), checkpoints=policy)
-    result = Running(experiment, tmp_path / "run").result()
+BEST = Best(metric="test/range", mode="max")
 
+
+def whole_experiment(**train: Any) -> Experiment:
+    policy = Checkpoints(every_seconds=None, best=BEST)
+    return toy.experiment(data=toy.NumbersWhere(environment=memory.KEEP), checkpoints=policy, **train)
+
+
+@pytest.fixture(scope="module")
+def finished(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The logdir of a run with all roles, and its result."""
+    logdir = tmp_path_factory.mktemp("finished") / "run"
+    return logdir, Running(whole_experiment(), logdir).result()
+
+
+def test_a_run_leaves_everything_in_its_logdir(finished: tuple[Path, dict[str, Any]]) -> None:
+    logdir, result = finished
     assert result["status"] == "finished"
     assert result["step"] == 12
     assert result["eval"]["test"]["step"] == result["decode"]["test"]["step"] == 12
     assert result["train"]["loss"] > 0
     assert result["first_step_seconds"] > 0
-    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    info = json.loads((logdir / "run.json").read_text())
     assert info["stop_reason"] == "reached max_steps 12"
     assert info["ended"] >= info["started"]
-    files = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*")}
+    files = {str(path.relative_to(logdir)) for path in logdir.rglob("*")}
     assert files >= {
         "run.json",
         "config.yaml",
@@ -51,24 +66,29 @@ def test_a_run_leaves_everything_in_its_logdir(tmp_path: Path) -> None:
         "decode_test/decoder_out-00000012.jsonl",
         "decode_test/signatures.json",
     }
-    assert checkpoints.resolve(tmp_path / "run", "best", policy.best) == [12]
+    assert checkpoints.resolve(logdir, "best", BEST) == [12]
     for folder in ("train", "eval_test", "decode_test"):
         assert any(name.startswith(f"{folder}/events.out.tfevents") for name in files)
-    lines = (tmp_path / "run/decode_test/decoder_out-00000012.jsonl").read_text().splitlines()
+    lines = (logdir / "decode_test/decoder_out-00000012.jsonl").read_text().splitlines()
     outputs = [json.loads(line) for line in lines]
     assert [output["id"] for output in outputs] == [str(i) for i in range(20)]
 
 
-def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
-    first = Running(toy.experiment(), tmp_path).result()
-    again = Running(toy.experiment(), tmp_path)
+def test_a_finished_run_is_not_repeated(finished: tuple[Path, dict[str, Any]]) -> None:
+    logdir, first = finished
+    again = Running(whole_experiment(), logdir)
     assert again.result() == first
     assert not again.view.statuses
 
 
+def test_another_experiment_is_refused_in_the_logdir(finished: tuple[Path, dict[str, Any]]) -> None:
+    with pytest.raises(RequestError, match=r"train\.seed: 0 -> 1"):
+        Running(whole_experiment(seed=1), finished[0]).result()
+
+
 def test_the_decoder_searches(tmp_path: Path) -> None:
     experiment = copy_task.experiment(batch_size=64, max_steps=300, snapshots=Snapshots(every_steps=300))
-    result = Running(experiment, tmp_path).result()
+    result = Running(dataclasses.replace(experiment, eval={}), tmp_path).result()
 
     assert result["decode"]["test"]["accuracy"] > 0.95
     lines = (tmp_path / "decode_test/decoder_out-00000300.jsonl").read_text().splitlines()
@@ -79,12 +99,7 @@ def test_the_decoder_searches(tmp_path: Path) -> None:
     assert sum(output["hyps"][0] == output["source"] for output in outputs) >= 29
 
 
-def test_another_experiment_is_refused_in_the_logdir(tmp_path: Path) -> None:
-    Running(toy.experiment(), tmp_path).result()
-    with pytest.raises(RequestError, match=r"train\.seed: 0 -> 1"):
-        Running(toy.experiment(seed=1), tmp_path).result()
-
-
+@pytest.mark.slow
 def test_two_runs_cannot_share_a_logdir(tmp_path: Path, new_gate: Callable[[str], gates.Gate]) -> None:
     gate = new_gate("gate")
     experiment = gated(only_eval("latest"), "train", gate, at_call=3)
@@ -96,10 +111,7 @@ def test_two_runs_cannot_share_a_logdir(tmp_path: Path, new_gate: Callable[[str]
     assert first.result()["status"] == "finished"
 
 
-@pytest.mark.parametrize(
-    ("policy", "evaluated", "skipped"),
-    [("every", [10, 20, 30, 40, 50, 60], 0), ("latest", [10, 60], 4), ("last", [60], 0)],
-)
+@pytest.mark.parametrize(("policy", "evaluated", "skipped"), [("latest", [10, 60], 4), ("last", [60], 0)])
 def test_training_never_waits_for_a_slow_evaler(
     tmp_path: Path, new_gate: Callable[[str], gates.Gate], policy: str, evaluated: list[int], skipped: int
 ) -> None:
@@ -123,22 +135,25 @@ def test_training_never_waits_for_a_slow_evaler(
     assert running.view.statuses[-1]["readers"][0]["skipped"] == skipped
 
 
-def test_what_does_not_fit_the_store_waits_on_disk(tmp_path: Path, new_gate: Callable[[str], gates.Gate]) -> None:
+def test_each_snapshot_is_evaluated_if_so_wanted_and_what_does_not_fit_the_store_waits_on_disk(
+    tmp_path: Path, new_gate: Callable[[str], gates.Gate]
+) -> None:
     gate = new_gate("gate")
-    plain = only_eval("every")
     small = only_eval("every", snapshots=Snapshots(every_steps=10, max_count=2))
-    Running(plain, tmp_path / "plain").result()
-    running = Running(gated(small, "test", gate), tmp_path / "small")
+    running = Running(gated(small, "test", gate), tmp_path / "run")
     # A disk may be slower than the Trainer, which does not wait: what is too much moves out when it can. The Evaler
     # works on the first, and the newest stays.
     running.view.wait_for(lambda status: status["trainer"]["state"] == "finished" and status["store"]["on_disk"] == 4)
     assert running.view.statuses[-1]["store"]["held"] == 2
+    assert steps_of(tmp_path / "run", "eval_test") == []
     gate.open()
     running.result()
 
-    losses = [[record["loss"] for record in read_metrics(tmp_path / name / "eval_test")] for name in ("plain", "small")]
+    assert steps_of(tmp_path / "run", "eval_test") == [10, 20, 30, 40, 50, 60]
+    assert running.view.statuses[-1]["readers"][0]["skipped"] == 0
+    plain = undisturbed(only_eval("every"), tmp_path / "plain")
+    losses = [[record["loss"] for record in read_metrics(at / "eval_test")] for at in (tmp_path / "run", plain)]
     assert losses[0] == losses[1]
-    assert len(losses[0]) == 6
 
 
 def test_evaluations_lower_the_rate_and_end_the_run(tmp_path: Path, new_gate: Callable[[str], gates.Gate]) -> None:
@@ -185,7 +200,7 @@ def test_a_request_for_more_than_the_machine_has_is_refused(tmp_path: Path) -> N
 
 
 def test_a_request_that_a_role_finds_wrong_leaves_room_for_a_right_one(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        experiment = toy.experiment(learner=Learner(learning_rate=0.05, loss_name="x"), seed=seed)
-        with pytest.raises(RequestError, match=r"^learner\.loss_name: the loss of Regression has no metric 'x'"):
-            Running(experiment, tmp_path).result()
+    wrong = toy.experiment(learner=Learner(learning_rate=0.05, loss_name="x"))
+    with pytest.raises(RequestError, match=r"^learner\.loss_name: the loss of Regression has no metric 'x'"):
+        Running(wrong, tmp_path).result()
+    Logdir(tmp_path, toy.experiment()).close()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from ops.search import beam_oracle
+from ops.search.beam_oracle import FAST
 
 from raylingvo.ops.search.beam_search_state import BeamSearchState
 from raylingvo.ops.search.beam_search_step import beam_search_step
@@ -18,8 +19,6 @@ from raylingvo.ops.search.top_k_hyps import top_k_hyps
 
 both = pytest.mark.parametrize("implementation", beam_oracle.implementations())
 seeds = st.integers(0, 2**32 - 1)
-# Compiling takes longer than running here.
-FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 @functools.cache
@@ -40,6 +39,13 @@ def searcher(implementation, **attributes):
     return jax.jit(search, compiler_options=FAST)
 
 
+@functools.cache
+def stepper(implementation, **attributes):
+    """`beam_search_step` inside jit."""
+    step = functools.partial(beam_search_step, implementation=implementation, **attributes)
+    return jax.jit(step, compiler_options=FAST)
+
+
 def check_states(got, want, atol=1e-5):
     for name, x, y in zip(BeamSearchState._fields, got, want, strict=True):
         if np.asarray(y).dtype == np.float32:
@@ -48,21 +54,14 @@ def check_states(got, want, atol=1e-5):
             np.testing.assert_array_equal(x, y, err_msg=name)
 
 
-def run(log_probs, k, attributes, implementation, *, T=None, is_last_chunk=None, dtype=jnp.float32):
-    """All steps of log_probs [n, N, V], eagerly, without attention."""
+def run(log_probs, k, attributes, implementation, *, T=None, dtype=jnp.float32, eager=False):
+    """All steps of log_probs [n, N, V], one by one, without attention."""
     n, N, _ = np.shape(log_probs)
+    attributes = {"num_hyps_per_beam": k, "implementation": implementation, **attributes}
+    step = functools.partial(beam_search_step, **attributes) if eager else stepper(**attributes)
     state = BeamSearchState.create(N // k, k, T or n, 0)
     for t in range(n):
-        state = beam_search_step(
-            jnp.asarray(log_probs[t], dtype),
-            jnp.zeros((N, 0)),
-            state,
-            t,
-            None if is_last_chunk is None else is_last_chunk[t],
-            num_hyps_per_beam=k,
-            implementation=implementation,
-            **attributes,
-        )
+        state = step(jnp.asarray(log_probs[t], dtype), jnp.zeros((N, 0)), state, t)
     return state
 
 
@@ -163,21 +162,12 @@ def every_hyp(table_TxVxV, first_last_chunk, attributes):
 def test_a_wide_beam_finds_every_hyp(implementation, attributes, seed):
     V, T, k, first_last_chunk = 4, 4, 27, 2
     table_TxVxV = np.random.default_rng(seed).normal(size=(T, V, V)).astype(np.float32) - 1
+    step = stepper(implementation, eos_id=0, num_hyps_per_beam=k, **attributes)
     state = BeamSearchState.create(1, k, T, 0)
     for t in range(T):
         labels = [[v for v in beam_oracle.tokens(state, i, t - 1) if v != attributes.get("eoc_id")] for i in range(k)]
         log_probs = table_TxVxV[t, [label[-1] if label else 0 for label in labels]]
-        state = beam_search_step(
-            log_probs,
-            np.zeros((k, 0), np.float32),
-            state,
-            t,
-            np.full(k, t >= first_last_chunk),
-            eos_id=0,
-            num_hyps_per_beam=k,
-            implementation=implementation,
-            **attributes,
-        )
+        state = step(log_probs, np.zeros((k, 0), np.float32), state, t, np.full(k, t >= first_last_chunk))
         state = jax.tree.map(np.asarray, state)
     want = sorted(every_hyp(table_TxVxV, first_last_chunk, attributes).items(), key=lambda hyp: -hyp[1])
     ids, lens, scores = top_k_hyps(state, 60, implementation="xla")
@@ -190,7 +180,7 @@ def test_a_wide_beam_finds_every_hyp(implementation, attributes, seed):
 @both
 def test_one_hyp_is_greedy_search(implementation):
     log_probs = np.random.default_rng(1).normal(size=(6, 4, 9)).astype(np.float32)
-    state = run(log_probs, 1, {"eos_id": 3, "valid_eos_max_logit_delta": 1.0}, implementation)
+    state = run(log_probs, 1, {"eos_id": 3, "valid_eos_max_logit_delta": 1.0}, implementation, eager=True)
     others = np.delete(log_probs, 3, axis=2)
     np.testing.assert_array_equal(state.hyps, np.delete(np.arange(9), 3)[others.argmax(-1)])
     np.testing.assert_allclose(state.cumulative_scores, others.max(-1).sum(0), rtol=1e-5)
@@ -271,10 +261,10 @@ NAN_ROW = np.array([[[np.nan] * 5] + [[-1.0] * 5] * 3], np.float32)  # slot 0 of
 @both
 def test_a_row_of_nan_is_an_error(implementation):
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"No entries in TopK.*producing NaNs in the output"):
-        jax.block_until_ready(run(NAN_ROW, 2, {"eos_id": 2}, implementation))
+        jax.block_until_ready(run(NAN_ROW, 2, {"eos_id": 2}, implementation, eager=True))
     # It is not looked at at the first step.
     later = NAN_ROW[:, [3, 3, 0, 3]]
-    assert not np.isnan(run(later, 2, {"eos_id": 2}, implementation).cumulative_scores).any()
+    assert not np.isnan(run(later, 2, {"eos_id": 2}, implementation, eager=True).cumulative_scores).any()
 
 
 def test_a_row_of_nan_in_jit_makes_the_beam_nan():
@@ -290,7 +280,7 @@ def test_the_whole_search_in_one_loop(implementation):
     b, k, V, T = 2, 3, 7, 6
     table_VxV = np.random.default_rng(4).normal(size=(V, V)).astype(np.float32)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=FAST)
     def search():
         def one_step(carry):
             t, ids, state = carry
