@@ -1,4 +1,9 @@
-"""What README.md and docs/ show works: every command and program in them is run, as a reader would, in their order."""
+"""What README.md and docs/ show works: every command and program in them is run, in their order.
+
+Commands are run in this process, in one Ray: to import all that they need, and to start a Ray, takes longer than what
+most of them do. Run as a reader would, with a Ray of their own, are the first command of README (by .ci/run), its last
+program, and all of the documents that train models of text.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +12,19 @@ import io
 import json
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
+from command_line import Command, command_of
+from running import own_ray
 
 import raylingvo
 from raylingvo import config, registry
@@ -42,6 +51,8 @@ SECONDS = 240  # far more than any block takes
 # first and the last have a checkpoint; the second only if the first one's is already written.
 TUTORIAL_STEPS = "train.max_steps=10000"
 _FEW_STEPS = "train.max_steps=3 --set train.checkpoints.every_steps=1"
+# These train models for minutes in all.
+OF_TEXT = {"translation.md", "language_models.md"}
 
 
 class Block(NamedTuple):
@@ -76,8 +87,8 @@ TO_RUN = [block for block in BLOCKS if block.language in RUN and not block.skipp
 
 
 def _timed(block: Block) -> Any:
-    """Those of some documents train models for minutes in all: `pytest -m slow -n 0 tests/docs_test.py`."""
-    slow = block.slow or block.document.name in {"translation.md", "language_models.md"}
+    """The long ones: `pytest -m slow -n 0 tests/docs_test.py`."""
+    slow = block.slow or block.document.name in OF_TEXT
     return pytest.param(block, marks=pytest.mark.slow) if slow else block
 
 
@@ -86,23 +97,33 @@ class Reader:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.data = {"RAYLINGVO_DATA": str(directory / "data"), "XDG_CACHE_HOME": str(directory / "cache")}
         self._environment = {
             **os.environ,
             "PATH": f"{_command(directory / 'bin')}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(Path(raylingvo.__file__).parents[1]),
-            "RAYLINGVO_DATA": str(directory / "data"),
-            "XDG_CACHE_HOME": str(directory / "cache"),
+            **self.data,
         }
 
-    def follow(self, block: Block) -> None:
+    def follow(self, block: Block, command: Command) -> None:
         """Types the commands, saves the module (its first line is `# its name`), or runs the program."""
         module = re.match(r"# (\w+\.py)\n", block.text)
-        if block.language == "console":
-            self._run("bash", "-euo", "pipefail", "-c", block.text.replace(TUTORIAL_STEPS, _FEW_STEPS))
-        elif module:
+        commands = [] if block.document.name in OF_TEXT else _commands(block.text)
+        if module:
             (self.directory / module[1]).write_text(block.text)
-        else:
+        elif block.language == "python" and block.document.name in {"README.md", *OF_TEXT}:
             self._run(sys.executable, "-c", block.text)
+        elif block.language == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(block.text, {})
+            assert printed.getvalue()
+        elif not commands:
+            self._run("bash", "-euo", "pipefail", "-c", block.text.replace(TUTORIAL_STEPS, _FEW_STEPS))
+        for arguments in commands:
+            done = command(*arguments)
+            assert done.status == 0, f"{arguments}\nexits {done.status}:\n{done.out}\n{done.err}"
+            assert done.out
+            assert "Traceback" not in done.err
 
     def _run(self, *command: str) -> None:
         done = subprocess.run(
@@ -111,6 +132,14 @@ class Reader:
         assert done.returncode == 0, f"{command[-1]}\nexits {done.returncode}:\n{done.stdout}\n{done.stderr}"
         assert done.stdout
         assert "Traceback" not in done.stderr
+
+
+def _commands(text: str) -> list[list[str]]:
+    """The arguments of each `raylingvo`; none if there are other programs, or only a shell understands it."""
+    lines = text.replace("\\\n", "").splitlines()
+    if re.search(r"[|&;<>$`#]", text) or not all(line.startswith("raylingvo ") for line in lines):
+        return []
+    return [shlex.split(line)[1:] for line in lines]
 
 
 def _command(folder: Path) -> Path:
@@ -153,10 +182,35 @@ def _write_corpus(folder: Path) -> None:
             (folder / f"{name}.{side}").write_text("".join(f"{text}\n" for text in texts))
 
 
+@pytest.fixture(scope="module")
+def cluster(reader: Reader) -> Iterator[None]:
+    """The Ray of what is run in this process; what the reader starts is not to know of it."""
+    # As in a Ray that a run starts for itself, in which roles do not step back.
+    with mock.patch.dict(os.environ, {"RAY_worker_niceness": "0"}), own_ray(num_cpus=2):
+        yield
+
+
+@pytest.fixture
+def here(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process is in the reader's directory; of the modules there it keeps none."""
+    monkeypatch.chdir(reader.directory)
+    for name, value in reader.data.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(reader.directory)])
+    registry.names()  # all that are built in
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    yield
+    for file in reader.directory.glob("*.py"):
+        sys.modules.pop(file.stem, None)
+
+
 @pytest.mark.ray
+@pytest.mark.usefixtures("here", "cluster")
 @pytest.mark.parametrize("block", [_timed(block) for block in TO_RUN], ids=lambda block: block.id)
-def test_a_block_runs(reader: Reader, block: Block) -> None:
-    reader.follow(block)
+def test_a_block_runs(
+    reader: Reader, block: Block, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader.follow(block, command_of(monkeypatch, capsys))
 
 
 @pytest.mark.ray
