@@ -13,15 +13,17 @@ def profile(
     run: Annotated[str, typer.Argument(metavar="RUN", help="its id, or how that begins; or its logdir")],
     steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="how many")] = 10,
     address: Annotated[
-        str | None, typer.Option(metavar="ADDR", help="the Ray cluster; default: that of this machine")
+        str | None, typer.Option(metavar="ADDR", help="its Ray; default: as its logdir says, or that of this machine")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Takes a JAX profile of the next steps of a run that was started with --detach. The run goes on meanwhile."""
-    from raylingvo.actors import detached
+    """Takes a JAX profile of the next steps of a run, which goes on meanwhile.
 
-    with detached.open_run(run, address) as found:
-        taken = found.profile(steps)
+    A run in a cluster is found by its id; any run by its logdir.
+    """
+    from raylingvo.actors.profile_request import profile as take
+
+    taken = take(run, steps, address)
     if as_json:
         print_json(taken)
         return

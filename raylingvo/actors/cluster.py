@@ -16,6 +16,7 @@ from ray._private import ray_constants
 from ray._private import worker as ray_worker
 from ray._private.utils import read_ray_address
 from ray.exceptions import AuthenticationError
+from ray.util.client import ray as ray_client
 
 from raylingvo.actors import memory, priorities
 from raylingvo.config import FrozenDict
@@ -34,7 +35,7 @@ class Cluster(NamedTuple):
     dashboard: str | None  # its address, if that is to be told
     own: bool  # started by this process for itself: Ray's processes have inherited its environment
     may_grow: bool  # what it has now says nothing about what it will have
-    address: str | None = None  # host:port, by which others join it
+    address: str | None = None  # host:port, by which others join it; if that is known
 
 
 @contextlib.contextmanager
@@ -179,7 +180,9 @@ def _init(address: str, **options: Any) -> str | None:
     return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options).dashboard_url
 
 
-def _address() -> str:
+def _address() -> str | None:
+    if ray_client.is_connected():
+        return None  # of `ray://`, which is not by what a machine of the cluster joins it
     return ray.get_runtime_context().gcs_address
 
 

@@ -7,14 +7,14 @@ import dataclasses
 import difflib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
-from raylingvo.actors.calls import POLL_SECONDS, PROFILE_SECONDS, REPLY_SECONDS, fetch
+from raylingvo.actors.calls import POLL_SECONDS, REPLY_SECONDS, fetch
 from raylingvo.actors.cluster import joined
 from raylingvo.actors.driver import NAMESPACE, STARTER, DriverNews, Ending, Order, start_driver
 from raylingvo.actors.logdir import Logdir
@@ -87,7 +87,7 @@ def _wait_until_begun(driver: Any) -> None:
 def list_running(address: str | None) -> list[dict[str, Any]]:
     """A row, see cluster_view.row, for each run in the cluster."""
     with joined(address):
-        drivers = {run: driver for run in _ids() if (driver := _get(run)) is not None}
+        drivers = {run: driver for run in driver_ids() if (driver := _get(run)) is not None}
         asked = {run: driver.news.remote(-1) for run, driver in drivers.items()}
         if asked:
             ray.wait(list(asked.values()), num_returns=len(asked), timeout=_GLANCE_SECONDS)
@@ -135,25 +135,6 @@ class RunInSight:
         seen = self._glance()["number"]
         self._answer(self._driver.stop.remote(reason), REPLY_SECONDS)
         return self._follow(view, seen)
-
-    def profile(self, steps: int) -> dict[str, Any]:
-        """Has the Trainer profile its next steps, see profiling.take."""
-        if self._driver is None:
-            assert self._home is not None
-            if self._home.info["status"] != "running":
-                raise RequestError(
-                    f"run {self._home.id} is over ({self._home.info['status']}): there are no steps to profile"
-                )
-            raise RequestError(self._elsewhere())
-        try:
-            return self._answer(self._driver.profile.remote(steps), PROFILE_SECONDS + REPLY_SECONDS)
-        except RayTaskError as error:
-            cause: Any = error
-            while isinstance(cause, RayTaskError):  # of the Trainer's in that of the driver
-                cause = cause.cause
-            if isinstance(cause, RayActorError):
-                raise RequestError("the Trainer died before its profile was taken") from error
-            raise (cause if isinstance(cause, RequestError) else error) from None
 
     def _answer(self, ref: Any, timeout: float) -> Any:
         try:
@@ -203,7 +184,7 @@ def open_run(name: str, address: str | None) -> Iterator[RunInSight]:
 
     A run in a logdir needs no cluster if it is over. Raises RequestError if there is no such run.
     """
-    home = runs.load_run(name) if os.sep in name or Path(name).is_dir() else None
+    home = home_of(name)
     with contextlib.ExitStack() as opened:
         driver = None
         if home is None or home.info["status"] == "running":
@@ -215,6 +196,11 @@ def open_run(name: str, address: str | None) -> Iterator[RunInSight]:
             else:
                 driver = _get(home.id) if home else _find(name)
         yield RunInSight(driver, home)
+
+
+def home_of(name: str) -> runs.Run | None:
+    """The logdir that `name` is; None if it is the id of a run, or how that begins."""
+    return runs.load_run(name) if os.sep in name or Path(name).is_dir() else None
 
 
 def _show(news: DriverNews, view: View, *, first: bool) -> None:
@@ -245,7 +231,7 @@ def _result(home: runs.Run) -> dict[str, Any]:
     return {**row, "step": row["step"] or 0, "train": train, "stop_reason": home.info.get("stop_reason")}
 
 
-def _ids() -> list[str]:
+def driver_ids() -> list[str]:
     named = ray.util.list_named_actors(all_namespaces=True)
     return sorted(actor["name"] for actor in named if actor["namespace"] == NAMESPACE)  # type: ignore[index]
 
@@ -258,12 +244,19 @@ def _get(run: str) -> Any | None:
 
 
 def _find(name: str) -> Any:
-    ids = _ids()
+    run = chosen(name, driver_ids())
+    if (driver := _get(run)) is None:
+        raise RequestError(f"run {run} has just ended; give its logdir")
+    return driver
+
+
+def chosen(name: str, ids: Sequence[str]) -> str:
+    """The only one of the ids that is `name`, or begins so. Raises RequestError if there is none."""
     found = [name] if name in ids else [run for run in ids if run.startswith(name)]
     if len(found) > 1:
         raise RequestError(f"RUN {name!r} may be {' or '.join(found)}")
-    if found and (driver := _get(found[0])) is not None:
-        return driver
+    if found:
+        return found[0]
     if not ids:
         raise RequestError(f"no run {name!r}: there are no runs in this cluster; of one that is over, give the logdir")
     beginnings = {run[: len(name)]: run for run in ids}

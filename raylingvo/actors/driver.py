@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylingvo import config
 from raylingvo.actors import memory, metrics
-from raylingvo.actors.calls import POLL_SECONDS, PROFILE_SECONDS, fetch
+from raylingvo.actors.calls import POLL_SECONDS
 from raylingvo.actors.cluster import Cluster
 from raylingvo.data.paths import data_root
 from raylingvo.errors import DiskError, RequestError
@@ -103,7 +103,6 @@ class DriverActor:
         self._view = TeeView(self._relay)
         self._log: PlainView | None = None
         self._stop_request: str | None = None
-        self._trainer: Any = None
         self._ended = threading.Event()
         threading.Thread(target=self._drive, name="driver", daemon=True).start()
 
@@ -121,12 +120,6 @@ class DriverActor:
     def stop(self, reason: str) -> None:
         """Asks for what the first Ctrl-C asks a command."""
         self._stop_request = self._stop_request or reason
-
-    def profile(self, steps: int) -> dict[str, Any]:
-        """See profiling.take. Raises RayError, by which the Trainer refused or was lost."""
-        if self._trainer is None:
-            raise RequestError("the Trainer has not started yet: there are no steps to profile")
-        return fetch(self._trainer.profile.remote(steps), PROFILE_SECONDS)
 
     def farewell(self, follower: str | None = None) -> None:
         """Of one who has heard of the end: it hears of the actor's death, when its name is free. Returns before it."""
@@ -155,9 +148,7 @@ class DriverActor:
                 view=self._view,
                 started=self._order.started,
                 stop_request=lambda: self._stop_request,
-                within=Within(
-                    run=self._order.run, cluster=self._order.cluster, begun=self._begin, training=self._train
-                ),
+                within=Within(run=self._order.run, cluster=self._order.cluster, begun=self._begin),
             )
         except RunFailed as failure:
             ending = Ending(1, failure.result, str(failure), failure.trace)
@@ -170,9 +161,6 @@ class DriverActor:
         except OSError as error:  # that is not what the run ended by
             return ending._replace(message="; ".join(filter(None, (ending.message, str(error)))))
         return ending
-
-    def _train(self, trainer: Any) -> None:
-        self._trainer = trainer
 
     def _begin(self) -> None:
         """From now on there is a log. Before, the request may have been wrong, or the logdir somebody else's."""

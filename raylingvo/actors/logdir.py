@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import socket
-import subprocess
 import sys
 import time
 import uuid
@@ -22,6 +21,7 @@ import psutil
 
 import raylingvo
 from raylingvo import config, registry
+from raylingvo.actors.git import GIT_SHA, git_sha
 from raylingvo.errors import DiskError, RequestError
 from raylingvo.experiment import Experiment
 from raylingvo.monitor.atomic import naming, write_atomically
@@ -31,8 +31,6 @@ _SPARE, _SPARE_BYTES = ".spare", 1 << 16
 # What a request may leave in a logdir that holds nothing else.
 _TRACES = {".lock", "control/driver.log", _SPARE}
 _REMEDY = "delete it, and the run goes on from its checkpoints under a new id"
-# By this variable a job is told the commit of the folder that it has a copy of, without .git.
-GIT_SHA = "RAYLINGVO_GIT_SHA"
 _PACKAGES = ("ray", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -228,20 +226,3 @@ def _provenance() -> dict[str, Any]:
         "executable": sys.executable,
         "working_directory": os.getcwd(),  # noqa: PTH109 - a string for JSON
     }
-
-
-def git_sha(directory: Path) -> str | None:
-    """The commit of a directory, such as that of the user's experiments; + if it has uncommitted changes.
-
-    None if there is no git, or no repository.
-    """
-
-    def git(*arguments: str) -> str:
-        return subprocess.check_output(
-            ["git", "-C", directory, *arguments], stderr=subprocess.DEVNULL, text=True, timeout=10
-        ).strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from raylingvo.experiment import Experiment, Resources, RoleResources
 
 
+# The namespace of their names, RUN/LIFE: by these other commands find the Trainer of a run.
+TRAINERS = "raylingvo-trainers"
+
+
 class Job:
     """What every role of a run is told when it starts: plain data, unpickled without the user's modules."""
 
@@ -362,7 +366,10 @@ def start_trainer(workers: Workers, job: Job, resources: Resources, store: Any) 
     actors = []
     for index in range(count):
         place = {} if group is None else {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, index)}
-        actors.append(workers.start(TrainerActor, {**options, **place}, job, platform, store, name, index, count))
+        # One that will be renewed cannot have a name of this run.
+        named = {"name": f"{job.run}/{name}", "namespace": TRAINERS} if index == 0 and not workers.keep else {}
+        args = job, platform, store, name, index, count
+        actors.append(workers.start(TrainerActor, {**options, **place, **named}, *args))
     return Gang(name, actors, group, workers)
 
 

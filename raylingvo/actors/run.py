@@ -69,13 +69,18 @@ def run(
                 _check_resources(experiment)
             warm_start = given.train.warm_start
             source = warm_start and {"logdir": warm_start.logdir, "checkpoint": warm_start.checkpoint}
-            home.begin(list(sys.argv), dashboard=cluster.dashboard, warm_start=source)
+            at_home = within or Within(cluster=cluster)
+            home.begin(
+                list(sys.argv),
+                dashboard=cluster.dashboard,
+                # Of a trial of a sweep none: its Trainer is one of several runs, and has no name by which to find it.
+                ray=None if at_home.workers.keep else {"address": cluster.address, "own": cluster.own},
+                warm_start=source,
+            )
             try:
-                if within:
-                    within.begun()
+                at_home.begun()
                 if ray.cluster_resources().get("GPU") and not experiment.resources.trainer.num_gpus:
                     shown.event("there are GPUs that no role asks for: --set resources.trainer.num_gpus=1")
-                at_home = within or Within(cluster=cluster)
                 job = remote.Job(home.info["id"], given, home.path, at_home)
                 supervisor = Supervisor(experiment, job, home.path, shown, at_home)
                 ending, reason = supervisor.wait(asked_to_stop)

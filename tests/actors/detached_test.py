@@ -25,7 +25,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return f"driver of {order.run}"
 
     monkeypatch.setattr(detached, "start_driver", start_driver)
-    monkeypatch.setattr(detached, "_ids", lambda: sorted(names))
+    monkeypatch.setattr(detached, "driver_ids", lambda: sorted(names))
     monkeypatch.setattr(detached, "fetch", lambda call: call())
     return names
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 import toy
 
-from raylingvo.actors.logdir import GIT_SHA, Logdir, git_sha, hold, read_experiment, read_info
+from raylingvo.actors.git import GIT_SHA, git_sha
+from raylingvo.actors.logdir import Logdir, hold, read_experiment, read_info
 from raylingvo.errors import RequestError
 from raylingvo.experiment import Resources, RoleResources, WarmStart
 from raylingvo.parallel.mesh import Mesh

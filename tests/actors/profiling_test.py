@@ -1,11 +1,9 @@
-"""Profiles of a Trainer that goes on: of a plain thread's, and of a run's through its driver."""
+"""Profiles of a Trainer that goes on, which here is a plain thread."""
 
 from __future__ import annotations
 
 import gzip
-import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,18 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from command_line import Command, command_of
-from running import SECONDS, Watcher
-from toy_run import arguments, experiment
+from running import SECONDS
 from trainers import EXPERIMENT, Killed, Store, train
 
-from raylingvo.actors import detached, profiling
+from raylingvo.actors import profiling
 from raylingvo.errors import RequestError
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return command_of(monkeypatch, capsys)
 
 
 @jax.jit
@@ -175,50 +166,3 @@ def test_the_trainer_counts_what_is_done(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train(EXPERIMENT, tmp_path / "failed", store, after=6, do=fail)
     store.trainer.done.wait(100, SECONDS)  # returns, though training has failed
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
-def test_a_run_in_the_cluster_is_profiled_and_goes_on(command: Command, tmp_path: Path) -> None:
-    wanted = arguments(experiment(max_steps=10_000_000), tmp_path)
-    run = command(*wanted, "--detach").json["run"]
-    view = Watcher()
-    with detached.open_run(run, None) as found:
-        try:
-            _wait_until_it_trains(found)
-            _wait_until_exported(command, run, {"step", "learning_rate", "elapsed_seconds", "store_bytes"})
-            assert "learning_rate" in command("status", run).out
-            taken = command("profile", run, "--steps", 20, "--json").json
-            assert taken["steps"] >= 20
-            assert Path(taken["folder"]).is_relative_to(tmp_path / "run" / "train" / "plugins" / "profile")
-            assert "traceEvents" in json.loads(_trace(taken["folder"]))
-            said = command("profile", tmp_path / "run", "--steps", 1)
-            assert said.status == 0
-            assert said.out.startswith("profile of steps ")
-        finally:
-            ending = found.stop("enough", view)
-    assert ending.result["step"] > taken["from_step"] + taken["steps"]
-    over = f"raylingvo: run {run} is over (interrupted): there are no steps to profile\n"
-    assert command("profile", tmp_path / "run") == (2, "", over)
-
-
-def _wait_until_it_trains(found: detached.RunInSight) -> None:
-    refused: set[str] = set()
-    for _ in range(10 * SECONDS):
-        try:
-            found.profile(1)
-        except RequestError as error:
-            refused.add(str(error))
-        else:
-            assert all("there are no steps to profile" in message for message in refused)
-            return
-    pytest.fail(f"it does not train: {refused}")
-
-
-def _wait_until_exported(command: Command, run: str, names: set[str]) -> None:
-    """The driver asks the roles about once a second."""
-    end = time.monotonic() + SECONDS
-    shown: set[str] = set()
-    while not names <= shown and time.monotonic() < end:
-        shown = {sample["name"] for sample in command("status", run, "--json").json.get("samples", ())}
-    assert names <= shown
