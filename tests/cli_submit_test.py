@@ -416,6 +416,20 @@ def test_the_job_is_told_the_commit_that_the_folder_is_of(tmp_path: Path, monkey
     assert variables(RAYLINGVO_GIT_SHA="mine") == {**waits, "RAYLINGVO_GIT_SHA": "mine"}
 
 
+def test_a_job_is_sent_without_what_computes(tmp_path: Path) -> None:
+    code = (
+        "import sys, types\n"
+        "from pathlib import Path\n"
+        "from raylingvo.actors import submit\n"
+        "taking = types.SimpleNamespace(submit_job=lambda **job: 'job-1')\n"
+        "submit.Connection(taking, submit.Place(None, 'a:1')).submit(['list'], Path(sys.argv[1]), (), {})\n"
+        "print('loaded:', *({'jax', 'flax', 'optax', 'grain', 'tensorflow'} & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+    assert done.stdout == "loaded:\n"
+
+
 @pytest.mark.parametrize(
     ("status", "code", "ended"),
     [

@@ -24,16 +24,17 @@ from urllib.parse import urlsplit
 import aiohttp
 import requests
 import yaml
-from ray import _raylet
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from raylingvo.actors import working_dir
+from raylingvo.actors.cluster import has_token, show_token
+from raylingvo.actors.git import GIT_SHA, git_sha
 from raylingvo.errors import RequestError
 
-_compiled: Any = _raylet  # of which type checkers do not know what it has
 _CONNECT_SECONDS = 10.0
 _FORWARD_SECONDS = 120.0  # for a cloud's API to find the head, and for SSH
+_TRY_SECONDS = 0.2  # between two tries of a port that is to be forwarded
 _SILENCE_SECONDS = 120.0  # of a cluster, after which a follower gives up
 _POLL_SECONDS = 1.0
 # Ray kills a job that does not end so soon when it is asked to (by default after 3 s): a checkpoint takes longer.
@@ -134,8 +135,6 @@ class Connection:
 
         Raises RequestError if the folder is too large, or the cluster refuses the job.
         """
-        from raylingvo.actors.logdir import GIT_SHA, git_sha  # here: it imports JAX
-
         patterns = working_dir.excludes_for(directory, excludes)
         working_dir.check_size(directory, patterns)
         sha = git_sha(directory)  # of the .git that Ray leaves behind
@@ -337,17 +336,18 @@ def _forwarded(cluster: Path) -> Iterator[str]:
 def _wait_for(port: int, forwarder: subprocess.Popen[bytes], said: Any, cluster: Path) -> None:
     end = time.monotonic() + _FORWARD_SECONDS
     while time.monotonic() < end:
-        ended = forwarder.poll() is not None
-        if not ended and _answers("127.0.0.1", port):
-            return
-        if ended:
-            said.seek(0)
-            lines = [line.strip() for line in said.read().splitlines() if line.strip()]
-            raise RequestError(
-                f"--cluster {cluster}: no way to its head ({lines[-1] if lines else 'Ray says nothing'}); "
-                f"to start it: ray up {cluster}"
-            )
-        time.sleep(_POLL_SECONDS / 5)
+        try:
+            forwarder.wait(_TRY_SECONDS)
+        except subprocess.TimeoutExpired:
+            if _answers("127.0.0.1", port):  # neither Ray's launcher nor ssh says when: it has to be tried
+                return
+            continue
+        said.seek(0)
+        lines = [line.strip() for line in said.read().splitlines() if line.strip()]
+        raise RequestError(
+            f"--cluster {cluster}: no way to its head ({lines[-1] if lines else 'Ray says nothing'}); "
+            f"to start it: ray up {cluster}"
+        )
     raise RequestError(f"--cluster {cluster}: no way to its head within {_FORWARD_SECONDS:.0f} s")
 
 
@@ -374,7 +374,8 @@ def _url(address: str) -> str:
 
 def _client(url: str, where: str) -> JobSubmissionClient:
     host = urlsplit(url).hostname or ""
-    _show_token(own=host in ("127.0.0.1", "localhost", "::1"))
+    if host in ("127.0.0.1", "localhost", "::1"):  # a strange one anybody may overhear: only if the user says so
+        show_token()
     kept = {name: os.environ.pop(name) for name in _ADDRESSES if name in os.environ}
     try:
         _check_silence(url, where)
@@ -382,7 +383,7 @@ def _client(url: str, where: str) -> JobSubmissionClient:
         client.list_jobs()  # without a token even the version is told
         return client
     except AuthenticationError as error:
-        if os.environ.get("RAY_AUTH_MODE") == "token" and _has_token():
+        if os.environ.get("RAY_AUTH_MODE") == "token" and has_token():
             fix = "yours is another one (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
         else:
             fix = "put it into ~/.ray/auth_token, and set RAY_AUTH_MODE=token to show it to this address"
@@ -399,17 +400,6 @@ def _check_silence(url: str, where: str) -> None:
         requests.get(f"{url}/api/version", timeout=_CONNECT_SECONDS)
     except requests.RequestException as error:
         raise RequestError(f"{where}: nobody answers there ({_reason(error)})") from error
-
-
-def _show_token(*, own: bool) -> None:
-    """Lets Ray show the token that there is; to a strange host, whom anybody may overhear, only if the user says so."""
-    if "RAY_AUTH_MODE" not in os.environ and own and _has_token():
-        os.environ["RAY_AUTH_MODE"] = "token"
-        _compiled.Config.initialize("")  # Ray has read it already
-
-
-def _has_token() -> bool:
-    return _compiled.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
 
 
 def _ended(info: Any) -> Ended:
