@@ -1,4 +1,4 @@
-"""A task that is nothing but weights, for snapshot_handover.py; in a module of its own so that actors can import it."""
+"""Tasks that are nothing but weights, for benchmarks of hand-overs; in a module that actors can import."""
 
 from __future__ import annotations
 
@@ -43,6 +43,18 @@ class OnlyWeights(Task):
 
     def postprocess(self, decoded: Any, batch: Any) -> tuple[list[Any], dict[str, Any]]:
         return [], {"num_examples": (len(decoded), 1.0)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomWeights(OnlyWeights):
+    """The same, but nothing in them repeats: on disk they take no less room than in memory, however they are packed."""
+
+    def init(self, rngs: nnx.Rngs) -> Arrays:
+        model = super().init(rngs)
+        for array in model.arrays:
+            # So small that a step of any learning rate changes them.
+            array[...] = 1e-3 * jax.random.normal(rngs.params(), array.shape, array.dtype)
+        return model
 
 
 class OneNumber:
