@@ -103,7 +103,6 @@ class TrainerRole:
             crashes.forget(execution.logdir, crashes.trainer(host))
         self.said["state"] = "starting"
         self.gang = remote.start_trainer(execution.within.workers, execution.job, resources, execution.store)
-        execution.within.training(self.gang.leader)
         self._num_events = 0
         self._asked_for_machines = time.monotonic()
         self._has_machines = self._says_what_it_waits_for = False

@@ -51,8 +51,6 @@ class Within:
     environment: Mapping[str, str] = FrozenDict()  # of the roles, besides
     # References to (dataset, what it opens to), for roles that would read the same.
     data: Sequence[ray.ObjectRef] = ()
-    # Called with the actor of the Trainer's host 0, whenever there is a new one.
-    training: Callable[[Any], None] = lambda trainer: None
     # Called with the SnapshotStore when it is there, and before it ends.
     opened: Callable[[Any], None] = lambda store: None
     closing: Callable[[], None] = lambda: None
