@@ -320,7 +320,8 @@ def restore_position(logdir: Path, step: int) -> dict[str, Any]:
 
     path = (logdir / DIRECTORY / str(step)).absolute()
     with _reading(path):
-        return dict(ocp.JsonCheckpointHandler().restore(path / "position"))
+        position = ocp.JsonCheckpointHandler().restore(path / "position")  # pyright: ignore[reportArgumentType]
+    return dict(position)
 
 
 def restore_all_weights(logdir: Path, step: int) -> dict[str, Any]:
