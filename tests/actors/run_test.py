@@ -111,7 +111,10 @@ def test_two_runs_cannot_share_a_logdir(tmp_path: Path, new_gate: Callable[[str]
     assert first.result()["status"] == "finished"
 
 
-@pytest.mark.parametrize(("policy", "evaluated", "skipped"), [("latest", [10, 60], 4), ("last", [60], 0)])
+@pytest.mark.parametrize(
+    ("policy", "evaluated", "skipped"),
+    [("latest", [10, 60], 4), pytest.param("last", [60], 0, marks=pytest.mark.slow)],
+)
 def test_training_never_waits_for_a_slow_evaler(
     tmp_path: Path, new_gate: Callable[[str], gates.Gate], policy: str, evaluated: list[int], skipped: int
 ) -> None:

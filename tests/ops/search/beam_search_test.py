@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops.search.beam_oracle import FAST
 
 from raylingvo.ops import _native
 from raylingvo.ops.search._top_k_logits import top_k_by_blocks
@@ -78,6 +79,12 @@ class Decoder(NamedTuple):
             **{"eos_id": EOS, "eoc_id": self.eoc_id, **kwargs},
         )
 
+    def compiled_search(self, k, max_steps, **kwargs):
+        def search(tables, atten):
+            return self._replace(tables=tables, atten=atten).search(k, max_steps, **kwargs)
+
+        return jax.jit(search, compiler_options=FAST)(self.tables, self.atten)
+
     def along(self, beam, ids):
         """Scores and attention of each token of a hyp, fed one after the other."""
         previous = [START, *ids[:-1]]
@@ -85,11 +92,11 @@ class Decoder(NamedTuple):
         return np.asarray(self.tables)[beam, rows, ids], np.asarray(self.atten)[beam, rows]
 
 
-@functools.partial(jax.jit, static_argnames=("k", "max_steps", "options"))
-def search(tables, atten, k, max_steps, options, frames=None, **arrays):
+@functools.partial(jax.jit, static_argnames=("k", "max_steps", "options", "coef"), compiler_options=FAST)
+def search(tables, atten, k, max_steps, options, frames=None, coef=(1, 3, 5), **arrays):
     """Compiled once for all decoders of a shape."""
     options = dict(options)
-    decoder = Decoder(tables, atten, frames, eoc_id=options.get("eoc_id", -1))
+    decoder = Decoder(tables, atten, frames, coef, options.get("eoc_id", -1))
     return decoder.search(k, max_steps, **options, **arrays)
 
 
@@ -111,7 +118,7 @@ def test_a_wide_beam_finds_what_trying_all_finds(implementation, V, T, normaliza
     def check(seed):
         decoder = Decoder.random(seed, V=V)
         rules = options(**EVERYTHING, **normalization, implementation=implementation)
-        found = search(decoder.tables, decoder.atten, k, T, rules)
+        found = jax.device_get(search(decoder.tables, decoder.atten, k, T, rules))
         others = [token for token in range(V) if token != EOS]
         hyps = [[*ids, EOS] for n in range(T) for ids in itertools.product(others, repeat=n)]
         for beam in range(2):
@@ -134,14 +141,15 @@ def test_a_wide_beam_finds_what_trying_all_finds(implementation, V, T, normaliza
 @given(seeds)
 def test_one_hyp_is_the_greedy_one(seed):
     # EOS passes only where it is the best token, and then nothing that goes on can be better.
-    decoder = Decoder.random(seed)
-    found = search(decoder.tables, decoder.atten, 1, 8, options(beam_size=0.0, valid_eos_max_logit_delta=1e-6))
+    decoder, rules = Decoder.random(seed), options(beam_size=0.0, valid_eos_max_logit_delta=1e-6)
+    found = jax.device_get(search(decoder.tables, decoder.atten, 1, 8, rules))
+    tables = np.asarray(decoder.tables)
     for beam in range(2):
         ids = []
         while len(ids) < 8 and EOS not in ids:
             previous = [START, *ids]
             row = decoder.row(previous[-1], len(ids), sum(previous))
-            ids.append(int(np.argmax(decoder.tables[beam, row])))
+            ids.append(int(np.argmax(tables[beam, row])))
         if EOS in ids:
             assert found.ids[beam, 0, : found.lens[beam, 0]].tolist() == ids
         else:
@@ -153,7 +161,7 @@ def test_one_hyp_is_the_greedy_one(seed):
 @given(seeds)
 def test_scores_and_attention_are_those_of_the_tokens(seed):
     decoder = Decoder.random(seed)
-    found = search(decoder.tables, decoder.atten, 3, 7, options(return_atten=True))
+    found = jax.device_get(search(decoder.tables, decoder.atten, 3, 7, options(return_atten=True)))
     for beam, j in np.ndindex(2, 3):
         n = int(found.lens[beam, j])
         scores, atten = decoder.along(beam, found.ids[beam, j, :n].tolist()) if n else ([], np.zeros((0, 4)))
@@ -183,9 +191,9 @@ def test_equals_the_ops_called_one_by_one(implementation, attributes):
     frames, lengths = jnp.asarray([2, 5, 3]) if eoc_id >= 0 else None, jnp.asarray([4, 2, 6])
     rules = {name: value for name, value in attributes.items() if name not in RANKING}
     ranking = {name: value for name, value in attributes.items() if name in RANKING}
-    step = jax.jit(
-        functools.partial(beam_search_step, eos_id=EOS, num_hyps_per_beam=k, implementation=implementation, **rules)
-    )
+    step = functools.partial(beam_search_step, eos_id=EOS, num_hyps_per_beam=k, implementation=implementation, **rules)
+    rank = functools.partial(top_k_hyps, k=k, compat=compat, implementation=implementation, **ranking)
+    step, rank = (jax.jit(function, compiler_options=FAST) for function in (step, rank))
     for seed in range(4):
         decoder = Decoder.random(seed, b=b, frames=frames, eoc_id=eoc_id)
         attributes_ = options(implementation=implementation, **attributes)
@@ -202,7 +210,7 @@ def test_equals_the_ops_called_one_by_one(implementation, attributes):
             ids, parents = state.hyps[t], jnp.where(is_kept, jnp.arange(b * k), state.prev_hyps[t])
             cache = (cache[0], *(x[parents] for x in cache[1:]))
             t += 1
-        expected = top_k_hyps(state, k, src_lengths=lengths, compat=compat, implementation=implementation, **ranking)
+        expected = rank(state, src_lengths=lengths)
         assert found.num_steps == t
         np.testing.assert_array_equal(found.ids, expected.ids)
         np.testing.assert_array_equal(found.lens, expected.lens)
@@ -311,12 +319,15 @@ def test_a_logit_that_is_no_number_is_never_chosen_and_harms_no_other(implementa
     np.testing.assert_allclose(found.scores, expected.scores, atol=2e-5)
 
 
+blocks_top_k = jax.jit(top_k_by_blocks, static_argnums=1, compiler_options=FAST)
+
+
 @pytest.mark.parametrize(("num_rows", "V", "k"), [(3, 2048, 5), (2, 5000, 9), (4, 300, 7)])
 def test_top_k_by_blocks_skips_nan_and_knows_one_zero(num_rows, V, k):
     random = np.random.default_rng(V)
     x = random.choice(np.float32([np.nan, 0.0, -0.0, -1.0, -np.inf]), (num_rows, V))
     as_numbers = np.where(np.isnan(x), -np.inf, x)
-    best, place = top_k_by_blocks(jnp.asarray(x), k)
+    best, place = blocks_top_k(jnp.asarray(x), k)
     np.testing.assert_array_equal(place, np.argsort(-as_numbers, axis=1, kind="stable")[:, :k])
     np.testing.assert_array_equal(best, np.take_along_axis(as_numbers, np.asarray(place), axis=1))
 
@@ -326,7 +337,7 @@ def test_top_k_by_blocks(num_rows, V, k):
     random = np.random.default_rng(V)
     for x in (random.standard_normal((num_rows, V)), random.integers(0, 3, (num_rows, V)), np.full((num_rows, V), -2)):
         x = jnp.asarray(x, jnp.bfloat16)
-        for ours, theirs in zip(top_k_by_blocks(x, k), jax.lax.top_k(x.astype(jnp.float32), k), strict=True):
+        for ours, theirs in zip(blocks_top_k(x, k), jax.lax.top_k(x.astype(jnp.float32), k), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
@@ -338,7 +349,7 @@ def test_a_forced_prefix_is_a_prefix():
         return biased_scores(log_probs, ids, state, targets, weights)
 
     for scores in ("log_probs", "logits"):
-        found = decoder.search(
+        found = decoder.compiled_search(
             3, 7, transform=forced, transform_state=BiasState.create(6), scores=scores, force_eos_in_last_step=True
         )
         assert found.lens.min() > 2
@@ -356,7 +367,7 @@ def test_a_constrained_hyp_starts_with_one_of_the_sequences():
     decoder = Decoder.random(3, V=7)
     trie = PrefixTrie.create([[3, 4], [5]], [[6, EOS]])
     constrained = functools.partial(constrained_scores, trie=trie)
-    found = decoder.search(
+    found = decoder.compiled_search(
         4, 5, transform=constrained, transform_state=PrefixState.create(trie, 8), valid_eos_max_logit_delta=50.0
     )
     hyps = [ids[:n] for ids, n in zip(found.ids[0].tolist(), found.lens[0], strict=True)]
@@ -370,7 +381,8 @@ def test_sampled_hyps_differ_and_score_what_the_decoder_says():
     def sampled(log_probs, ids, state):
         return stochastic_scores(log_probs, ids, state, jax.random.key(0))
 
-    found = decoder.search(6, 5, transform=sampled, transform_state=StochasticState.create(12, 5), **EVERYTHING)
+    perturbed = {"transform": sampled, "transform_state": StochasticState.create(12, 5)}
+    found = decoder.compiled_search(6, 5, **perturbed, **EVERYTHING)
     for beam in range(2):
         hyps = {tuple(ids[:n]) for ids, n in zip(found.ids[beam].tolist(), found.lens[beam], strict=True)}
         assert len(hyps) == 6
@@ -411,20 +423,11 @@ def test_a_cache_by_index_is_a_cache_by_copy():
 
     copied = (jnp.zeros((N, T, 5)), jnp.int32(0))
     indexed = (jnp.zeros((T, N, 5)), CacheIndex.create(T, N))
-    found = [
-        beam_search(
-            step_fn,
-            cache,
-            num_beams=b,
-            num_hyps_per_beam=k,
-            max_steps=T,
-            eos_id=EOS,
-            start_ids=jnp.arange(N),
-            cache_axes=axes,
-            beam_size=20.0,
-        )
-        for step_fn, cache, axes in ((by_copy, copied, 0), (by_take, indexed, None), (by_mask, indexed, (None, 0)))
-    ]
+    rules = {"num_beams": b, "num_hyps_per_beam": k, "max_steps": T, "eos_id": EOS, "beam_size": 20.0}
+    found = []
+    for step_fn, cache, axes in ((by_copy, copied, 0), (by_take, indexed, None), (by_mask, indexed, (None, 0))):
+        whole = functools.partial(beam_search, step_fn, start_ids=jnp.arange(N), cache_axes=axes, **rules)
+        found.append(jax.jit(whole, compiler_options=FAST)(cache))
     assert found[0].lens.min() > 0
     for other in found[1:]:
         np.testing.assert_array_equal(other.ids, found[0].ids)
@@ -457,8 +460,8 @@ def test_history_by_index_is_history_by_copy(step_axis, slot_axis):
 def test_stops_when_all_beams_are_done():
     tables = np.log(np.asarray([0.01, 0.01, 0.9, 0.08], np.float32))
     decoder = Decoder(jnp.tile(tables, (2, 1, 1)), jnp.zeros((2, 1, 0)))
-    assert decoder.search(2, 50, beam_size=1.0).num_steps == 1
-    assert decoder.search(2, 50, beam_size=1e6).num_steps == 50
+    assert decoder.compiled_search(2, 50, beam_size=1.0).num_steps == 1
+    assert decoder.compiled_search(2, 50, beam_size=1e6).num_steps == 50
 
 
 def test_nan_is_an_error():
@@ -524,20 +527,16 @@ def test_lingvos_vectors(lingvo_vectors, implementation):
 def check_vectors(cases, implementation):
     for case, arrays in cases:
         params = {name.removeprefix("target_"): value for name, value in case["params"].items() if "sos" not in name}
-        decoder = Decoder(
-            jnp.asarray(arrays["in_tables"]),
-            jnp.asarray(arrays["in_atten"]),
-            jnp.asarray(arrays["in_frames"]) if case["blanks"] else None,
-            case["coef"],
-            params.get("eoc_id", -1),
-        )
-        found = decoder.search(
+        found = search(
+            arrays["in_tables"],
+            arrays["in_atten"],
             case["k"],
             case["T"],
-            arrays["in_start_ids"],
+            options(implementation=implementation, **params),
+            arrays["in_frames"] if case["blanks"] else None,
+            tuple(case["coef"]),
+            start_ids=arrays["in_start_ids"],
             src_lengths=arrays["in_src_lengths"],
-            implementation=implementation,
-            **params,
         )
         assert found.num_steps == case["num_steps"], case["id"]
         np.testing.assert_array_equal(found.lens, arrays["out_topk_lens"], case["id"])
