@@ -27,13 +27,15 @@ def make_scheduler(
     exploit: Callable[[Exploit], bool],
     over: Callable[[], bool],
     known: Iterable[record.Trial] = (),
+    *,
+    room: int,
     at_once: int | None = None,
 ) -> TrialScheduler:
     """The scheduler of a request.
 
     total: how many trials there are to be. exploit: does what population based training has decided, if it can be done.
-    over: whether nothing more is to begin. known: for one of REMEMBERING, trials of earlier starts. at_once: how many
-    trials `asha` may have run; None: as many as there is room for.
+    over: whether nothing more is to begin. known: for one of REMEMBERING, trials of earlier starts. room: for how many
+    trials there is a place. at_once: how many trials `asha` may have run; None: as many as there is room for.
     """
     common: dict[str, Any] = {"metric": VALUE, "mode": request.mode, "time_attr": STEP}
     options, most = request.options, request.max_steps
@@ -56,7 +58,7 @@ def make_scheduler(
             for trial in known:
                 step, value = trial.last or (0, math.nan)
                 population.add(trial.number, trial.params, step=step, value=value)
-            return PopulationScheduler(population, exploit)
+            return PopulationScheduler(population, exploit, room)
         case _:
             return FIFOScheduler()
 
@@ -143,12 +145,14 @@ class AshaScheduler(FIFOScheduler):
 
 
 class PopulationScheduler(FIFOScheduler):
-    """Lets Tune have the decisions of a Population. If others wait for a place, a trial pauses after its interval."""
+    """Lets Tune have the decisions of a Population. If others wait for its place, a trial pauses after its interval."""
 
-    def __init__(self, population: Population, exploit: Callable[[Exploit], bool]):
+    def __init__(self, population: Population, exploit: Callable[[Exploit], bool], room: int):
+        """room: for how many trials there is a place."""
         super().__init__()
         self.population = population
         self._exploit = exploit
+        self._room = room
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         self.population.add(trial.config["trial"], trial.config["params"])
@@ -160,9 +164,10 @@ class PopulationScheduler(FIFOScheduler):
         exploit = self.population.judge(number, step, result[VALUE])
         if exploit is not None and self._exploit(exploit):
             self.population.done(exploit)
-        others = (other for other in tune_controller.get_trials() if other is not trial)
+        others = [other for other in tune_controller.get_trials() if other is not trial]
         waiting = any(other.status in (Trial.PENDING, Trial.PAUSED) for other in others)
-        return TrialScheduler.PAUSE if waiting else TrialScheduler.CONTINUE
+        full = sum(other.status == Trial.RUNNING for other in others) + 1 >= self._room
+        return TrialScheduler.PAUSE if waiting and full else TrialScheduler.CONTINUE
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Those that have not begun first, then who is least far."""

@@ -270,7 +270,8 @@ def _fit(
     hub = ray.remote(Hub).options(num_cpus=0, max_concurrency=1000).remote(reported)
     # In a cluster of our own places are a resource.
     at_once = None if cluster.own else request.options.concurrency
-    scheduler = make_scheduler(request, total, conductor.exploit, conductor.is_over, known, at_once)
+    room = _most_at_once(request)
+    scheduler = make_scheduler(request, total, conductor.exploit, conductor.is_over, known, room=room, at_once=at_once)
     conductor.open(hub, scheduler.population if isinstance(scheduler, PopulationScheduler) else None)
     experiment, directory = request.experiment, book.directory
     home = Home(
@@ -280,7 +281,7 @@ def _fit(
         metric=request.metric,
         mode=request.mode,
         shares_states=request.options.scheduler == "pbt",
-        runs_beside=_most_at_once(request) - 1,
+        runs_beside=room - 1,
         environment={
             "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(directory / COMPILED)),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -66,8 +66,10 @@ def no_exploit(exploit):
     raise AssertionError(exploit)
 
 
-def scheduler(name, exploit=no_exploit, *, total=9, over=lambda: False, known=(), at_once=None, **fields) -> Any:
-    return make_scheduler(request(scheduler=name, **fields), total, exploit, over, known, at_once)
+def scheduler(
+    name, exploit=no_exploit, *, total=9, over=lambda: False, known=(), at_once=None, room=2, **fields
+) -> Any:
+    return make_scheduler(request(scheduler=name, **fields), total, exploit, over, known, room=room, at_once=at_once)
 
 
 def decisions(scheduler, values, *, step, mode="min"):
@@ -324,10 +326,12 @@ def test_the_seed_of_a_request_is_that_of_its_population():
 class Group:
     """A scheduler, its trials, and what it has asked for."""
 
-    def __init__(self, *statuses, works=True):
+    def __init__(self, *statuses, works=True, room=None):
+        """room: by default that of those that run."""
+        room = statuses.count(Trial.RUNNING) if room is None else room
         population = Population({"rate": Uniform(0.1, 1.0)}, mode="max", interval=10, seed=0)
         self.asked: list[Exploit] = []
-        self.scheduler = PopulationScheduler(population, lambda exploit: self.asked.append(exploit) or works)
+        self.scheduler = PopulationScheduler(population, lambda exploit: self.asked.append(exploit) or works, room)
         self.trials: list[Any] = [FakeTrial(i, status, params={"rate": 0.5}) for i, status in enumerate(statuses)]
         self.controller = FakeController(*self.trials)
         for trial in self.trials:
@@ -355,6 +359,11 @@ def test_before_it_is_due_a_trial_goes_on_whoever_waits():
 )
 def test_a_trial_that_is_due_makes_room_for_who_waits(other, decision):
     assert Group(Trial.RUNNING, other).tell(0, 10, 1.0) == decision
+
+
+def test_where_there_is_room_nobody_pauses():
+    assert Group(Trial.RUNNING, Trial.PENDING, room=2).tell(0, 10, 1.0) == CONTINUE
+    assert Group(Trial.RUNNING, Trial.PAUSED, Trial.RUNNING, room=3).tell(0, 10, 1.0) == CONTINUE
 
 
 def test_a_trial_does_not_wait_for_itself():
