@@ -43,7 +43,7 @@ class Store:
 
     def announce(self, announcement):
         if announcement.step in self.keep:
-            weights, rest, position, _ = self.trainer.outbox.get(announcement.step)
+            weights, rest, position, *_ = self.trainer.outbox.get(announcement.step)
             self.states[announcement.step] = Snapshot([x.copy() for x in weights], [x.copy() for x in rest], position)
 
     def newest_state(self):
