@@ -167,7 +167,7 @@ class Connection:
                 if time.monotonic() - log.heard > _SILENCE_SECONDS:
                     silence = f"no answer for {_SILENCE_SECONDS:.0f} s ({_line(error)})"
                     raise Silent(f"{self._place.option}: {silence}") from error
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)  # it has to be tried when it answers again
 
     def _end(self, job: str, info: Any, log: _Log) -> Ended:
         """The end of a job that is over, and the rest of its log; it may have gone with the machine."""
@@ -182,7 +182,8 @@ class Connection:
     async def _watch(self, job: str, log: _Log) -> Any:
         """Reads along until the job is over, or the connection ends; what was last heard of the job.
 
-        The end of a log is told 5 s after that of its job (Ray 2.60), so that is not waited for.
+        Whether it is over has to be asked for again and again. Ray (2.60) has no request that waits for it: the end of
+        the log is told 3 to 5 s after that of its job, and over a connection that is dead never.
         """
         tail = asyncio.create_task(self._tail(job, log))
         try:
