@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -156,7 +157,7 @@ def test_others_see_a_run_without_changing_it_or_stop_it_and_the_same_command_go
     unknown = f"raylingvo: no run 'Regresion'; closest: {run}\n"
     assert command("attach", "Regresion") == (2, "", unknown)
     with monkeypatch.context() as patched:
-        patched.setattr(detached, "_show", _interrupted)
+        patched.setattr(detached, "_show", _interrupted(detached._show))
         detaches = f"raylingvo: the run goes on without you; to see it again: raylingvo attach {run}\n"
         assert command("attach", run) == (0, "", detaches)
     gate.open()
@@ -176,9 +177,16 @@ def test_others_see_a_run_without_changing_it_or_stop_it_and_the_same_command_go
     assert following.ending().result["step"] >= result["step"]
 
 
-def _interrupted(*_: Any, **__: Any) -> None:
-    """What Ctrl-C does while one is attached."""
-    raise KeyboardInterrupt
+def _interrupted(show: Callable[..., None]) -> Callable[..., None]:
+    """What Ctrl-C does while one is attached; others that are see on."""
+    here = threading.current_thread()
+
+    def interrupt(*arguments: Any, **named: Any) -> None:
+        if threading.current_thread() is here:
+            raise KeyboardInterrupt
+        show(*arguments, **named)
+
+    return interrupt
 
 
 def test_when_a_driver_is_killed_its_roles_end_and_the_same_command_goes_on(
