@@ -1,8 +1,8 @@
 """What README.md and docs/ show works: every command and program in them is run, in their order.
 
-Commands are run in this process, in one Ray: to import all that they need, and to start a Ray, takes longer than what
-most of them do. Run as a reader would, with a Ray of their own, are the first command of README (by .ci/run), its last
-program, and all of the documents that train models of text.
+Those of README, of the document of sweeps and of those that train models of text are run as a reader would, with a Ray
+of their own (the first one of README by .ci/run). The commands of the others are run in this process, in one Ray: to
+import all that they need, and to start a Ray, takes longer than what most of them do.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ TUTORIAL_STEPS = "train.max_steps=10000"
 _FEW_STEPS = "train.max_steps=3 --set train.checkpoints.every_steps=1"
 # These train models for minutes in all.
 OF_TEXT = {"translation.md", "language_models.md"}
+# Their commands and programs begin as a reader's do, without Python, and without Ray.
+TYPED = {"README.md", "tune.md", *OF_TEXT}
 
 
 class Block(NamedTuple):
@@ -108,17 +110,18 @@ class Reader:
     def follow(self, block: Block, command: Command) -> None:
         """Types the commands, saves the module (its first line is `# its name`), or runs the program."""
         module = re.match(r"# (\w+\.py)\n", block.text)
-        commands = [] if block.document.name in OF_TEXT else _commands(block.text)
+        text = block.text.replace(TUTORIAL_STEPS, _FEW_STEPS)
+        commands = [] if block.document.name in TYPED else _commands(text)
         if module:
             (self.directory / module[1]).write_text(block.text)
-        elif block.language == "python" and block.document.name in {"README.md", *OF_TEXT}:
+        elif block.language == "python" and block.document.name in TYPED:
             self._run(sys.executable, "-c", block.text)
         elif block.language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 exec(block.text, {})
             assert printed.getvalue()
         elif not commands:
-            self._run("bash", "-euo", "pipefail", "-c", block.text.replace(TUTORIAL_STEPS, _FEW_STEPS))
+            self._run("bash", "-euo", "pipefail", "-c", text)
         for arguments in commands:
             done = command(*arguments)
             assert done.status == 0, f"{arguments}\nexits {done.status}:\n{done.out}\n{done.err}"

@@ -17,8 +17,9 @@ from raylingvo.actors.within import Adopted, Command
 from raylingvo.monitor import text
 from raylingvo.tune.book import Book
 from raylingvo.tune.population import Exploit, Population
-from raylingvo.tune.record import SweepStatus
+from raylingvo.tune.record import ENDED, SweepStatus
 from raylingvo.tune.request import Request
+from raylingvo.tune.schedulers import AshaScheduler
 from raylingvo.tune.trainable import END, RAW, STEP
 from raylingvo.tune.trial_run import End
 
@@ -42,10 +43,11 @@ class Conductor(tune.Callback):
         self._news: ray.ObjectRef | None = None
         self.stopper = _Stopper(self)
 
-    def open(self, hub: Any, population: Population | None = None) -> None:
-        """The trials that `hub` is for are about to run. population: of population based training."""
+    def open(self, hub: Any, population: Population | None = None, halving: AshaScheduler | None = None) -> None:
+        """The trials that `hub` is for are about to run. population, halving: of the schedulers that have them."""
         self._hub = hub
         self._population = population
+        self._halving = halving
         self._news = hub.news.remote(0)
 
     def is_over(self) -> bool:
@@ -83,7 +85,7 @@ class Conductor(tune.Callback):
         self._await_end(number)  # of the time before a pause: heard later, it would be taken for that of this one
         self._at_work.add(number)
         self._left.discard(number)
-        self._book.update(number, status="running")
+        self._book.update(number, status="running", stop_reason=None, error=None)
         self._book.save()
 
     def on_trial_result(
@@ -96,6 +98,8 @@ class Conductor(tune.Callback):
         number = trial.config["trial"]
         if END in trial.config or (trial.last_result or {}).get(END) is not None:
             return  # it has ended by itself
+        if self._book.trials[number].status in ENDED:
+            return  # it had, before it paused
         self._left.add(number)
         self._give_up_lost(number)
         step = (trial.last_result or {}).get(STEP, 0)
@@ -103,12 +107,17 @@ class Conductor(tune.Callback):
             return  # it ends by itself
         reason = f"stopped by {self._request.options.scheduler} at step {step}"
         self._book.update(number, status="stopped", stop_reason=reason)
-        self._hub.command.remote(number, Command("end", reason=reason))
+        if number in self._at_work:
+            self._hub.command.remote(number, Command("end", reason=reason))
         self._book.save()
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._at_work.discard(trial.config["trial"])
-        self._book.event(f"trial {trial.config['trial']}: its process died; it goes on in another")
+        number = trial.config["trial"]
+        self._at_work.discard(number)
+        self._book.add(number, trial.config["params"])
+        if END not in trial.config:
+            self._book.update(number, status="pending")
+        self._book.event(f"trial {number}: its process died; it goes on in another")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = trial.config["trial"]
@@ -191,6 +200,8 @@ class Conductor(tune.Callback):
         self._book.update(number, step=step, seconds=trial.seconds + seconds)
         if end.status == "failed":
             self._fail(number, end.reason)
+            if self._halving is not None:
+                self._halving.give_up(number)
             if end.no_metric and not self.is_over():
                 self.wrong_metric = end.reason.replace("train.checkpoints.best.metric", "--metric")
                 self._interrupt(self.wrong_metric)
@@ -200,6 +211,9 @@ class Conductor(tune.Callback):
                 status = "pending"  # it has not begun
             elif status == "interrupted" and self._interrupted is None:
                 status = "paused"
+            elif status == "finished" and self._halving is not None and self._halving.waits(number):
+                status = "paused"  # for Tune it is
+                self._halving.release(number)
             self._book.update(number, status=status, stop_reason=end.reason)
         self._book.save()
 

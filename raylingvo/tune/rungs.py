@@ -7,7 +7,7 @@ in `factor`. In contrast to a rule that only stops, nobody goes on for having co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 
 class Rungs:
@@ -20,14 +20,14 @@ class Rungs:
             self.steps.append(grace)
             grace *= factor
         self._factor = factor
-        self._max_steps = max_steps
         self._sign = 1 if mode == "max" else -1
         # How many leave a rung when all have come.
         self._most = [total // factor ** (i + 1) for i in range(len(self.steps))]
         self._values: list[dict[int, float]] = [{} for _ in self.steps]  # by rung: trial -> value, the more the better
         self._gone_on: list[set[int]] = [set() for _ in self.steps]
+        self._came: dict[int, int] = {}  # trial -> the step whose value counts at its highest rung
         self._ended: set[int] = set()
-        self._whole: set[int] = set()  # those that have had all their steps
+        self._any_whole = False  # whether a trial has come to its end
 
     def note(self, number: int, step: int, value: float) -> None:
         """An evaluation. The first one at or after a rung counts there; who is beyond a rung has gone on from it."""
@@ -36,13 +36,14 @@ class Rungs:
                 return
             if i > 0:
                 self._gone_on[i - 1].add(number)
-            self._values[i].setdefault(number, self._sign * value if math.isfinite(value) else -math.inf)
-        if step >= self._max_steps:
-            self._whole.add(number)
+            if number not in self._values[i]:
+                self._values[i][number] = self._sign * value if math.isfinite(value) else -math.inf
+                self._came[number] = step
 
-    def end(self, number: int) -> None:
-        """This trial will not go on."""
+    def end(self, number: int, *, whole: bool) -> None:
+        """This trial will not go on. whole: it has come to its end by itself, and has not failed."""
         self._ended.add(number)
+        self._any_whole |= whole
 
     def go_on(self, number: int) -> None:
         """It goes on from the rung where it is."""
@@ -54,7 +55,7 @@ class Rungs:
         rung = self._rung(number)
         if rung is None or step < self.steps[rung] or number in self._gone_on[rung]:
             return True
-        if self._is_good(number, rung):
+        if number in self._good(rung):
             self.go_on(number)
             return True
         return False
@@ -64,32 +65,36 @@ class Rungs:
         rung = self._rung(number)
         return rung is not None and number not in self._gone_on[rung] and number not in self._ended
 
-    def next(self, candidates: Iterable[int]) -> int | None:
+    def is_beyond(self, number: int, step: int) -> bool:
+        """Whether it has trained on after it came to its highest rung: `step` is that of its last evaluation."""
+        return step > self._came.get(number, step)
+
+    def next(self, candidates: Container[int]) -> int | None:
         """Who of these may go on from where it waits: from the highest rung first."""
-        good = [number for number in candidates if self.waits(number) and self._is_good(number, self._at(number))]
-        return max(good, key=self._standing, default=None)
+        for rung in reversed(range(len(self.steps))):
+            for number in self._good(rung):
+                if number in candidates and self._rung(number) == rung and self.waits(number):
+                    return number
+        return None
 
     def last_resort(self, candidates: Iterable[int]) -> int | None:
-        """The best of these, from the highest rung; None if a trial has had all its steps.
+        """The best of these, from the highest rung; None if a trial has come to its end.
 
         For when no trial is under way: of few trials one in `factor` may be none, and the best may have failed.
         """
-        left = [number for number in candidates if self.waits(number) and self._standing(number)[1] > -math.inf]
-        return None if self._whole else max(left, key=self._standing, default=None)
+        standing = {}
+        for number in candidates:
+            if self.waits(number) and (rung := self._rung(number)) is not None:
+                standing[number] = rung, self._values[rung][number]
+        left = [number for number, (_, value) in standing.items() if value > -math.inf]
+        return None if self._any_whole else max(left, key=standing.__getitem__, default=None)
 
-    def _is_good(self, number: int, rung: int) -> bool:
+    def _good(self, rung: int) -> list[int]:
+        """The best that have come there, the best first."""
         values = self._values[rung]
         num_good = min(len(values) // self._factor, self._most[rung])  # by chance more may have come here
         best = sorted(values, key=values.__getitem__, reverse=True)[:num_good]
-        return number in best and values[number] > -math.inf
-
-    def _standing(self, number: int) -> tuple[int, float]:
-        return self._at(number), self._values[self._at(number)][number]
-
-    def _at(self, number: int) -> int:
-        rung = self._rung(number)
-        assert rung is not None
-        return rung
+        return [number for number in best if values[number] > -math.inf]
 
     def _rung(self, number: int) -> int | None:
         """The highest rung that it has reached."""

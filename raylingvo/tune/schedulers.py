@@ -13,9 +13,9 @@ from raylingvo.tune import record
 from raylingvo.tune.population import Exploit, Population
 from raylingvo.tune.request import Request
 from raylingvo.tune.rungs import Rungs
-from raylingvo.tune.trainable import END, STEP, VALUE
+from raylingvo.tune.trainable import END, RAW, STEP, VALUE
 
-# These let trials pause, and cannot tell how many of those that have begun are to run.
+# Schedulers that let trials take turns: more have begun than run, and how many are to run nobody counts.
 PAUSING = ("hyperband", "pbt")
 # These go on with the trials of an earlier start as they are; the others hear again what those report.
 REMEMBERING = ("asha", "pbt")
@@ -99,30 +99,46 @@ class AshaScheduler(FIFOScheduler):
         self._total = total
         self._over = over
         self._at_once = at_once
+        self._num_under_way = 0  # or about to be, at the last step of Tune
+        self._next: int | None = None
+        self._released: set[int] = set()
         for trial in known:
             for step, value in trial.history:
                 rungs.note(trial.number, step, value)
             if trial.status in record.ENDED:
-                rungs.end(trial.number)
-            elif trial.status in ("running", "interrupted"):
-                rungs.go_on(trial.number)  # it was under way
+                rungs.end(trial.number, whole=trial.status == "finished")
+            elif trial.status != "paused" and trial.last is not None and rungs.is_beyond(trial.number, trial.last[0]):
+                rungs.go_on(trial.number)
 
     def waits(self, number: int) -> bool:
         """Whether trial `number` is at a rung, and may not go on now."""
         return self._rungs.waits(number)
 
+    def may_begin(self) -> bool:
+        """Whether there is room for another trial, and nobody who waits is to have it."""
+        return self._at_once is None or (self._num_under_way < self._at_once and self._next is None)
+
+    def release(self, number: int) -> None:
+        """It has come to its end before it heard that it is to wait: it goes on, to tell what it has not told."""
+        self._rungs.go_on(number)
+        self._released.add(number)
+
+    def give_up(self, number: int) -> None:
+        """It has failed, perhaps while it paused."""
+        self._rungs.end(number, whole=False)
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         number, step = trial.config["trial"], result.get(STEP)
         if step is None or END in trial.config:
             return TrialScheduler.CONTINUE
-        self._rungs.note(number, step, result[VALUE])
+        self._rungs.note(number, step, result[RAW])
         return TrialScheduler.CONTINUE if self._rungs.may_go_on(number, step) else TrialScheduler.PAUSE
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        self._rungs.end(trial.config["trial"])
+        self._rungs.end(trial.config["trial"], whole=result.get(END, [None])[0] == "finished")
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        self._rungs.end(trial.config["trial"])
+        self.give_up(trial.config["trial"])
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """One that waits and may now go on, else one that has not begun. If there is none of both, all is over."""
@@ -130,18 +146,20 @@ class AshaScheduler(FIFOScheduler):
             return None
         trials = tune_controller.get_trials()
         paused = {trial.config["trial"]: trial for trial in trials if trial.status == Trial.PAUSED}
-        num_under_way = sum(trial.status in (Trial.RUNNING, Trial.PENDING) for trial in trials)
-        if self._at_once is None or num_under_way < self._at_once:
-            chosen = self._rungs.next(paused)
-            if chosen is None and num_under_way == 0 and len(trials) == self._total:
-                chosen = self._rungs.last_resort(paused)
-                if chosen is None:
-                    for trial in paused.values():
-                        tune_controller.stop_trial(trial)
-            if chosen is not None:
-                self._rungs.go_on(chosen)
-                return paused[chosen]
-        return next((trial for trial in trials if trial.status == Trial.PENDING), None)
+        self._num_under_way = sum(trial.status in (Trial.RUNNING, Trial.PENDING) for trial in trials)
+        self._next = next((number for number in paused if number in self._released), self._rungs.next(paused))
+        if self._next is None and self._num_under_way == 0 and len(trials) == self._total:
+            self._next = self._rungs.last_resort(paused)
+            if self._next is None:
+                for trial in paused.values():
+                    tune_controller.stop_trial(trial)
+        if self._next is None or (self._at_once is not None and self._num_under_way >= self._at_once):
+            return next((trial for trial in trials if trial.status == Trial.PENDING), None)
+        chosen, self._next = self._next, None
+        self._num_under_way += 1
+        self._released.discard(chosen)
+        self._rungs.go_on(chosen)
+        return paused[chosen]
 
 
 class PopulationScheduler(FIFOScheduler):

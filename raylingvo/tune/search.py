@@ -123,13 +123,14 @@ class SweepSearch(Searcher):
         mode: str,
         samples: int,
         over: Callable[[], bool],
-        at_once: int | None,
-        waits: Callable[[int], bool] = lambda number: False,
+        at_once: int | None = None,
+        waits: Callable[[int], bool] | None = None,
+        may_begin: Callable[[], bool] = lambda: True,
     ):
         """recorded: configs of trials from earlier starts. over: nothing more is to begin.
 
-        at_once: how many trials there may be under way; None: as many as there is room for. waits: whether a trial is
-        not under way, since the scheduler lets it wait for others.
+        at_once: how many trials there may be that have not ended; None: as many as there is room for. waits: whether
+        the scheduler lets a trial wait for others; None: it never does. may_begin: whether it has room for a new one.
         """
         super().__init__(metric=VALUE, mode=mode)
         self._source = source
@@ -138,18 +139,19 @@ class SweepSearch(Searcher):
         self._over = over
         self._at_once = at_once
         self._waits = waits
+        self._may_begin = may_begin
         self._configs: dict[str, Mapping[str, Any]] = {}
         self._best: dict[str, float] = {}
         self._count = 0
 
     def suggest(self, trial_id: str) -> Any:
         """The config of the next trial; None while there is no room for it; FINISHED: there are no more."""
-        waiting = sum(self._waits(config["trial"]) for config in self._configs.values())
-        if self._over() or (self._count >= self._samples and not waiting):
+        if self._over():
             return Searcher.FINISHED
         if self._count >= self._samples:
-            return None  # Tune would close processes that those which wait will need
-        if self._at_once is not None and len(self._configs) - waiting >= self._at_once:
+            # Where trials wait, Tune is not to close processes that they will need.
+            return Searcher.FINISHED if self._waits is None or not self._configs else None
+        if not self._may_begin() or (self._at_once is not None and len(self._configs) >= self._at_once):
             return None
         number = self._count
         if number < len(self._recorded):
@@ -164,7 +166,7 @@ class SweepSearch(Searcher):
         """Keeps the best value of a trial; what is not finite is none. The source hears of one that waits."""
         self._note(trial_id, result)
         config = self._configs[trial_id]
-        if END not in config and self._waits(config["trial"]):
+        if END not in config and self._waits is not None and self._waits(config["trial"]):
             self._source.observe(config["trial"], config["params"], self._best.get(trial_id))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -189,7 +191,7 @@ class SweepSearch(Searcher):
         # Tune saves every searcher, and warns of those that raise NotImplementedError, as the base class does.
 
 
-def recorded_config(trial: Trial, params: Mapping[str, Any], *, told_again: bool = False) -> dict[str, Any]:
+def recorded_config(trial: Trial, params: Mapping[str, Any], *, told_again: bool) -> dict[str, Any]:
     """The config of a trial of the record; `params`: with which it began. It runs unless it has ended.
 
     told_again: what one that has not ended has reported is reported before it runs, lest it run only to wait.

@@ -185,9 +185,7 @@ def _source(request: Request) -> Source:
     return Listed(request.space, search=options.search, samples=request.samples, seed=options.seed)
 
 
-def _recorded(
-    book: Book, source: Source, total: int, retry_failed: bool, told_again: bool = False
-) -> list[dict[str, Any]]:
+def _recorded(book: Book, source: Source, total: int, retry_failed: bool, told_again: bool) -> list[dict[str, Any]]:
     """Configs of the trials that the folder has, and what the source is told of them."""
     configs = []
     for number in range(total):
@@ -272,7 +270,9 @@ def _fit(
     at_once = None if cluster.own else request.options.concurrency
     room = _most_at_once(request)
     scheduler = make_scheduler(request, total, conductor.exploit, conductor.is_over, known, room=room, at_once=at_once)
-    conductor.open(hub, scheduler.population if isinstance(scheduler, PopulationScheduler) else None)
+    halving = scheduler if isinstance(scheduler, AshaScheduler) else None
+    population = scheduler.population if isinstance(scheduler, PopulationScheduler) else None
+    conductor.open(hub, population, halving)
     experiment, directory = request.experiment, book.directory
     home = Home(
         order=Order.of_this_process("", experiment, directory, time.time(), cluster),
@@ -296,8 +296,7 @@ def _fit(
         mode=request.mode,
         samples=total,
         over=conductor.is_over,
-        at_once=at_once,
-        waits=scheduler.waits if isinstance(scheduler, AshaScheduler) else lambda number: False,
+        **({"waits": halving.waits, "may_begin": halving.may_begin} if halving else {"at_once": at_once}),
     )
     try:
         with tempfile.TemporaryDirectory(prefix="raylingvo-sweep-") as scratch:

@@ -47,7 +47,7 @@ class Process:
 class Sweep:
     """One of two trials, without Tune."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, halving: Any = None):
         options = Options(scheduler="pbt", samples=2, max_steps=20, grace_steps=5)
         request = make_request(
             toy.experiment(), {RATE: "uniform(0.1, 1)"}, metric="test/loss", mode="min", options=options
@@ -59,7 +59,7 @@ class Sweep:
         self.reason: str | None = None
         self.conductor = Conductor(request, self.book, lambda: self.reason)
         self.hub = ray.remote(Hub).options(num_cpus=0, max_concurrency=100).remote({})
-        self.conductor.open(self.hub, self.population)
+        self.conductor.open(self.hub, self.population, halving)
         self.trials = [
             SimpleNamespace(config={"trial": number, "params": {RATE: 0.1 * (number + 1)}}, last_result=None)
             for number in range(2)
@@ -176,3 +176,55 @@ def test_a_trial_that_goes_on_after_a_pause_is_not_over_for_what_is_heard_late(t
     sweep.tell(0, ended=("finished", 20, "reached max_steps 20"), seconds=1.0)
     sweep.conductor.close()
     assert sweep.book.trials[0].status == "finished"
+
+
+class Halving:
+    """A scheduler for which all trials wait."""
+
+    def __init__(self) -> None:
+        self.released: list[int] = []
+        self.given_up: list[int] = []
+
+    def waits(self, number: int) -> bool:
+        return number not in self.released
+
+    def release(self, number: int) -> None:
+        self.released.append(number)
+
+    def give_up(self, number: int) -> None:
+        self.given_up.append(number)
+
+
+def test_a_trial_that_ends_while_it_is_to_pause_goes_on_to_tell_so(tmp_path: Path) -> None:
+    """What Tune has not heard of it would be lost, and it would be stopped as one that waits."""
+    halving = Halving()
+    sweep = Sweep(tmp_path, halving)
+    sweep.start(0)
+    sweep.tell(0, ended=("finished", 20, "reached max_steps 20"), seconds=1.0)
+    sweep.listen(lambda: bool(halving.released))
+    assert sweep.book.trials[0].status == "paused"
+    sweep.start(0)
+    sweep.tell(0, ended=("finished", 20, "reached max_steps 20"), seconds=1.0)
+    sweep.conductor.close()
+    assert (sweep.book.trials[0].status, halving.released) == ("finished", [0])
+
+
+def test_a_trial_that_fails_while_it_is_to_pause_has_failed(tmp_path: Path) -> None:
+    halving = Halving()
+    sweep = Sweep(tmp_path, halving)
+    sweep.start(0)
+    sweep.tell(0, ended=("failed", 5, "OSError: no space left"), seconds=1.0)
+    sweep.listen(lambda: halving.given_up == [0])
+    sweep.conductor.on_trial_complete(1, [], sweep.trials[0])  # type: ignore[arg-type]
+    trial = sweep.book.trials[0]
+    assert (trial.status, trial.error) == ("failed", "OSError: no space left")
+
+
+def test_a_trial_whose_process_has_died_has_to_be_started_again(tmp_path: Path) -> None:
+    """If the sweep is interrupted just then, it does not say of it that it runs."""
+    sweep = Sweep(tmp_path)
+    sweep.start(0)
+    sweep.conductor.on_trial_recover(1, [], sweep.trials[0])  # type: ignore[arg-type]
+    assert sweep.book.trials[0].status == "pending"
+    sweep.reason = "SIGINT"
+    sweep.listen(sweep.conductor.is_quiet)

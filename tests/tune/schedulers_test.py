@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any, cast
 
 import pytest
@@ -20,6 +21,7 @@ from raylingvo.tune.schedulers import (
     _MedianStoppingRule,
     make_scheduler,
 )
+from raylingvo.tune.search import SweepSearch
 from raylingvo.tune.spaces import Uniform
 from raylingvo.tune.trainable import result
 
@@ -155,15 +157,15 @@ def test_the_median_lets_trials_go_on_while_there_are_few():
 
 
 @pytest.mark.parametrize("name", ["fifo", "median"])
-def test_trials_pause_for_those_schedulers_alone_that_are_said_to(name):
-    """More trials begin than run only where trials pause; and a pause costs a checkpoint and a start."""
+def test_with_these_schedulers_no_trial_pauses(name):
+    """A pause costs a checkpoint and a start."""
     assert name not in PAUSING
     made = scheduler(name, **({} if name == "fifo" else {"grace_steps": 6}))
     trials = FakeTrial(0), FakeTrial(1, Trial.PENDING)
     for trial in trials:
         made.on_trial_add(FakeController(*trials), trial)
     told = [
-        made.on_trial_result(FakeController(*trials), trials[0], {"step": step, "value": 1.0}) for step in (3, 6, 9, 12)
+        made.on_trial_result(FakeController(*trials), trials[0], result(step, 1.0, "min")) for step in (3, 6, 9, 12)
     ]
     assert told == [CONTINUE] * 4
 
@@ -200,6 +202,12 @@ class Halving:
         return None if trial is None else trial.config["trial"]
 
 
+def end(halving, number, status):
+    halving.trials[number].status = Trial.TERMINATED
+    last = {**result(15, 0.0, "min"), "end": [status, 15, ""]}
+    halving.scheduler.on_trial_complete(halving.controller, halving.trials[number], last)
+
+
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_the_best_third_goes_on_from_a_rung(mode):
     halving = Halving(9, mode=mode)
@@ -226,8 +234,24 @@ def test_asha_begins_no_more_than_it_is_to():
     halving.trials[4].status = Trial.TERMINATED
     assert [halving.tell(i, 3, float(i)) for i in range(3)] == [PAUSE] * 3
     assert halving.chosen() is None  # the fourth runs
+    assert not halving.scheduler.may_begin()
     halving.trials[3].status = Trial.TERMINATED
     assert halving.chosen() == 0
+    assert not halving.scheduler.may_begin()  # the one that is chosen is about to run
+
+
+def test_whose_turn_it_is_comes_before_new_trials():
+    halving = Halving(3, total=9, at_once=1)
+    assert halving.scheduler.may_begin()
+    assert [halving.tell(i, 3, float(i)) for i in range(3)] == [PAUSE] * 3
+    halving.trials[2].status = Trial.RUNNING  # it is still writing its checkpoint
+    assert halving.chosen() is None
+    assert not halving.scheduler.may_begin()
+    halving.trials[2].status = Trial.PAUSED
+    assert halving.chosen() == 0
+    halving.trials[0].status = Trial.TERMINATED
+    assert halving.chosen() is None
+    assert halving.scheduler.may_begin()
 
 
 def test_when_nothing_is_under_way_the_best_gets_all_its_steps_and_the_others_end():
@@ -240,9 +264,115 @@ def test_when_nothing_is_under_way_the_best_gets_all_its_steps_and_the_others_en
     assert halving.tell(0, 9, 0.0) == PAUSE
     assert halving.chosen() == 0
     assert halving.tell(0, 27, 0.0) == CONTINUE
-    halving.trials[0].status = Trial.TERMINATED
+    end(halving, 0, "finished")
     assert halving.chosen() is None
     assert halving.controller.stopped == halving.trials[1:3]
+
+
+@pytest.mark.parametrize(("status", "then"), [("finished", None), ("failed", 1)])
+def test_only_if_none_comes_to_its_end_does_another(status, then):
+    """Its end may come before all its steps: a run can stop early."""
+    halving = Halving(2)
+    for i in range(2):
+        halving.tell(i, 3, float(i))
+    assert halving.chosen() == 0
+    end(halving, 0, status)
+    assert halving.chosen() == then
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_what_has_diverged_never_goes_on(mode):
+    halving = Halving(9, mode=mode)
+    assert [halving.tell(i, 3, math.nan) for i in range(9)] == [PAUSE] * 9
+    assert halving.chosen() is None
+    assert halving.controller.stopped == halving.trials
+
+
+def test_a_trial_that_had_ended_before_it_paused_goes_on_to_tell_so():
+    halving = Halving(3)
+    assert [halving.tell(i, 3, float(-i)) for i in range(2)] == [PAUSE] * 2
+    halving.scheduler.release(0)
+    assert halving.chosen() == 0
+    assert halving.tell(0, 9, 0.0) == PAUSE
+    assert halving.chosen() is None
+
+
+def test_a_trial_that_has_failed_while_it_paused_does_not_go_on():
+    halving = Halving(3)
+    halving.tell(0, 3, 0.0)
+    halving.scheduler.give_up(0)
+    assert [halving.tell(i, 3, float(i)) for i in (1, 2)] == [PAUSE] * 2
+    assert halving.chosen() == 1
+
+
+class Source:
+    """Suggests anything, and does not listen."""
+
+    def suggest(self, number):
+        return {}
+
+    def observe(self, number, params, value):
+        pass
+
+
+def simulated(ends, *, places, at_once, seed, grace):
+    """The steps of trials whose values rise to `ends`, as Tune treats them; in `places`, or `at_once` by themselves."""
+    chance = random.Random(seed)
+    max_steps = 9 * grace
+    made = scheduler("asha", mode="max", grace_steps=grace, max_steps=max_steps, total=len(ends), at_once=at_once)
+    search = SweepSearch(
+        Source(), [], mode="max", samples=len(ends), over=lambda: False, waits=made.waits, may_begin=made.may_begin
+    )
+    controller = FakeController()
+    controller.stop_trial = lambda trial: finish(trial, None)
+    steps = [0] * len(ends)
+
+    def finish(trial, last):
+        trial.status = Trial.TERMINATED
+        if last is None:
+            made.on_trial_remove(controller, trial)
+        else:
+            made.on_trial_complete(controller, trial, last)
+        search.on_trial_complete(trial.trial_id, last)
+
+    while True:
+        if not any(trial.status == Trial.PENDING for trial in controller.trials):
+            config = search.suggest(f"id{len(controller.trials)}")
+            if config == search.FINISHED:
+                assert all(trial.is_finished() for trial in controller.trials)
+                return steps
+            if config is not None:
+                controller.trials = (*controller.trials, FakeTrial(config["trial"], Trial.PENDING))
+        chosen = made.choose_trial_to_run(controller)
+        running = [trial for trial in controller.trials if trial.status == Trial.RUNNING]
+        assert at_once is None or len(running) <= at_once
+        if chosen is not None:
+            chosen.status = Trial.RUNNING if len(running) < places else Trial.PENDING
+        if not running:
+            continue
+        trial = chance.choice(running)
+        number = trial.config["trial"]
+        steps[number] += 1
+        told = result(steps[number], ends[number] * (1 - math.exp(-steps[number] / grace)), "max")
+        decision = made.on_trial_result(controller, trial, told)
+        search.on_trial_result(trial.trial_id, told)
+        if decision == PAUSE:
+            trial.status = Trial.PAUSED
+        elif steps[number] == max_steps:
+            finish(trial, {**told, "end": ["finished", max_steps, ""]})
+
+
+@pytest.mark.parametrize(("places", "at_once"), [(1, None), (2, None), (5, None), (99, 1), (99, 3)])
+def test_the_best_is_found_with_two_fifths_of_the_steps(places, at_once):
+    shares = []
+    for seed in range(20):
+        chance = random.Random(seed)
+        ends = [chance.random() for _ in range(16)]
+        steps = simulated(ends, places=places, at_once=at_once, seed=seed, grace=10)
+        assert steps[ends.index(max(ends))] == 90
+        shares.append(sum(steps) / (16 * 90))
+    assert sorted(shares)[10] <= 0.30
+    assert sorted(shares)[18] <= 0.40
 
 
 def test_while_there_are_more_to_come_nobody_is_stopped():
@@ -268,16 +398,29 @@ def test_asha_goes_on_where_it_was():
     """What is told again changes nothing: who was under way is, and who waited waits."""
     known = [
         known_trial(0, "paused", 5.0),
-        known_trial(1, "interrupted", 3.0),
+        known_trial(1, "interrupted", 4.5, 4.5),
         known_trial(2, "paused", 2.0, 2.0, 2.0),
         known_trial(3, "stopped", 6.0),
         known_trial(4, "pending"),
+        known_trial(5, "running", 5.5),  # it was about to pause
+        known_trial(6, "paused", 6.0, 4.0),  # it had trained on until it heard
+        known_trial(7, "pending", 7.0, 7.0),  # it had failed, and is tried again
     ]
     halving = Halving(9, known=known)
-    for trial in known[:3]:
-        told = [halving.tell(trial.number, step, value) for step, value in trial.history]
-        assert told == {0: [PAUSE], 1: [CONTINUE], 2: [CONTINUE, CONTINUE, PAUSE]}[trial.number]
-    assert [halving.tell(4, 3, 4.0), halving.tell(5, 3, 2.5)] == [PAUSE, CONTINUE]
+    decisions = {
+        trial.number: [halving.tell(trial.number, step, value) for step, value in trial.history] for trial in known
+    }
+    assert decisions == {
+        0: [PAUSE],
+        1: [CONTINUE, CONTINUE],
+        2: [CONTINUE, CONTINUE, PAUSE],
+        3: [PAUSE],
+        4: [],
+        5: [PAUSE],
+        6: [PAUSE, PAUSE],
+        7: [CONTINUE, CONTINUE],
+    }
+    assert [halving.tell(4, 3, 5.2), halving.tell(8, 3, 2.5)] == [PAUSE, CONTINUE]
 
 
 def test_asha_leaves_those_alone_that_have_ended():

@@ -95,10 +95,9 @@ class Asked(Source):
         self.told.append((number, dict(params), value))
 
 
-def searching(source=None, recorded=(), *, mode="min", samples=4, over=lambda: False, at_once=None, waiting=()):
+def searching(source=None, recorded=(), *, mode="min", samples=4, over=lambda: False, **options):
     source = Asked() if source is None else source
-    how = {"mode": mode, "samples": samples, "over": over, "at_once": at_once}
-    return source, SweepSearch(source, recorded, waits=lambda number: number in waiting, **how)
+    return source, SweepSearch(source, recorded, mode=mode, samples=samples, over=over, **options)
 
 
 def test_trials_of_the_record_come_first_as_they_were():
@@ -168,7 +167,7 @@ def test_the_source_hears_the_best_value(mode, best):
 
 def test_the_source_hears_of_a_trial_that_waits():
     waiting = set()
-    source, search = searching(waiting=waiting)
+    source, search = searching(waits=waiting.__contains__)
     search.suggest("a")
     search.on_trial_result("a", result(3, 2.0, "min"))
     assert source.told == []
@@ -180,18 +179,19 @@ def test_the_source_hears_of_a_trial_that_waits():
     assert source.told[1:] == [(0, {"rate": 0.0}, 1.0)]
 
 
-def test_who_waits_leaves_room_for_others_and_keeps_the_search_open():
+def test_where_trials_wait_a_search_is_open_until_all_have_ended():
     """Tune closes processes that could be used again when a search is over."""
-    waiting = {0}
-    _, search = searching(waiting=waiting, samples=3, at_once=1)
-    assert search.suggest("a") == {"trial": 0, "params": {"rate": 0.0}}
-    assert search.suggest("b") == {"trial": 1, "params": {"rate": 1.0}}
-    assert search.suggest("c") is None
-    waiting.add(1)
-    assert search.suggest("c") == {"trial": 2, "params": {"rate": 2.0}}
-    assert search.suggest("d") is None
-    waiting.clear()
-    assert search.suggest("d") == Searcher.FINISHED
+    _, search = searching(waits=lambda number: False, samples=1)
+    search.suggest("a")
+    assert search.suggest("b") is None
+    search.on_trial_complete("a", result(9, 1.0, "min"))
+    assert search.suggest("b") == Searcher.FINISHED
+
+
+def test_no_trial_is_suggested_that_may_not_begin():
+    room = [True, False, False, True]
+    _, search = searching(may_begin=lambda: room.pop(0))
+    assert [search.suggest(name) and name for name in "abcd"] == ["a", None, None, "d"]
 
 
 def test_the_last_result_counts_too():
@@ -272,7 +272,7 @@ def test_a_trial_that_has_ended_is_told_again(status):
         stop_reason=None if status == "finished" else "stopped by asha at step 6",
     )
     reason = {"finished": "", "stopped": "stopped by asha at step 6", "failed": "RuntimeError: no"}[status]
-    assert recorded_config(trial, {"rate": 0.5}) == {
+    assert recorded_config(trial, {"rate": 0.5}, told_again=False) == {
         "trial": 3,
         "params": {"rate": 0.5},
         "history": [[3, 1.0], [6, 0.5]],
@@ -284,9 +284,11 @@ def test_a_trial_that_has_ended_is_told_again(status):
 def test_a_trial_that_has_not_ended_runs(status):
     trial = Trial(number=3, params={"rate": 0.7}, status=status, step=12, history=((3, 1.0),))
     params = {"rate": 0.5}
-    config = recorded_config(trial, params)
+    config = recorded_config(trial, params, told_again=False)
     assert config == {"trial": 3, "params": params}
     assert config["params"] is not params
+    again = recorded_config(trial, params, told_again=True)
+    assert again == {"trial": 3, "params": params, "history": [[3, 1.0]]}
 
 
 # -- Optuna -----------------------------------------------------------------------------------------------------------
@@ -423,7 +425,7 @@ def test_optuna_hears_of_a_recorded_trial_once():
     }
     source = Optuna(ALL, mode="min", seed=1)
     book = types.SimpleNamespace(trials=trials, request=types.SimpleNamespace(mode="min"))
-    recorded = sweep._recorded(book, source, 4, False)  # type: ignore[arg-type]
+    recorded = sweep._recorded(book, source, 4, False, told_again=False)  # type: ignore[arg-type]
     _, search = searching(source, recorded)
     for config in recorded:
         name = f"id{config['trial']}"
