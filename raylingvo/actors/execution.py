@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import ray
 from ray.exceptions import RayError
 from rich.text import Text
 
 from raylingvo.actors import remote
 from raylingvo.actors.agenda import Agenda
+from raylingvo.actors.cluster import object_store_bytes
 from raylingvo.actors.metrics import RunMetrics
 from raylingvo.actors.within import Within
 from raylingvo.errors import RequestError
@@ -32,8 +32,7 @@ class Execution:
         self.failures: list[tuple[str, str]] = []  # (message, traceback)
         snapshots, resources = experiment.train.snapshots, experiment.resources.store
         # Beyond half of Ray's own store, Ray would move objects to disk before we do. It may be on any machine.
-        room = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
-        max_bytes = min(snapshots.max_bytes, int(min(room) / 2 / (within.runs_beside + 1)))
+        max_bytes = min(snapshots.max_bytes, int(object_store_bytes() / 2 / (within.runs_beside + 1)))
         self.store = remote.start_store(job, resources, max_bytes=max_bytes, max_count=snapshots.max_count)
 
     def restarted(self, role: str, kind: Cause, message: str) -> None:

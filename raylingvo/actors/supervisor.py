@@ -160,6 +160,8 @@ class Supervisor:
     def _on_new_store(self) -> None:
         """Ray has started the store again: it knows nothing yet."""
         self._store_restarts += 1
+        for role in self._readers.values():
+            role.outlived_store = True
         had_snapshots = bool(self._store_status.get("held"))
         self._agenda.forget(self._on_store_status)  # of the one before
         self._store_status = {}

@@ -39,7 +39,7 @@ class Lives:
         self._answers: dict[Any, Any] = {}
         monkeypatch.setenv("RAYLINGVO_EXPORT_METRICS", "0")
         monkeypatch.setattr(agenda.ray, "wait", lambda refs, **_: ([ref for ref in refs if ref in self._answers], []))
-        monkeypatch.setattr(execution.ray, "nodes", lambda: [{"Alive": True, "Resources": {}}])
+        monkeypatch.setattr(execution, "object_store_bytes", lambda: 0)
         monkeypatch.setattr(execution.remote, "start_store", mock.MagicMock())
         monkeypatch.setattr(trainer_role.remote, "start_trainer", self._start)
         for module in (agenda, trainer_role):
