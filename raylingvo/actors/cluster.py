@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import psutil
 import ray
 from ray import _raylet
 from ray._private import ray_constants
@@ -92,13 +94,30 @@ def joined(address: str | None, otherwise: str = "say where it is with --address
         yield cluster._replace(may_grow=False)
 
 
-@contextlib.contextmanager
-def rejoined(address: str) -> Iterator[Cluster]:
+def rejoined(address: str) -> contextlib.AbstractContextManager[Cluster]:
     """The Ray that another process of this user has started on this machine for itself alone.
 
-    address: as that process knows it, from where nobody else can have put it: Ray's token is shown to it.
-    Raises RequestError if there is none.
+    address: host:port, as that process knows it, from where nobody else can have put it: Ray's token is shown to it.
+    Raises RequestError at once if the address is not one of this machine; on entering, if there is no Ray.
     """
+    if not _is_of_this_machine(address):
+        raise RequestError(f"{address!r} is no address of this machine: Ray's token is not shown to it")
+    return _rejoined(address)
+
+
+def _is_of_this_machine(address: str) -> bool:
+    """By numbers alone: what a name stands for others may say."""
+    host, _, port = address.rpartition(":")
+    try:
+        ip = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    known = {known.address for addresses in psutil.net_if_addrs().values() for known in addresses}
+    return port.isdecimal() and (ip.is_loopback or str(ip) in known)
+
+
+@contextlib.contextmanager
+def _rejoined(address: str) -> Iterator[Cluster]:
     show_token()
     with contextlib.ExitStack() as opened:
         if address.startswith("127."):

@@ -33,6 +33,7 @@ class Run:
     logdir: Path
     info: Mapping[str, Any]  # run.json, but status "died" if its process is gone; started, ended are Unix seconds
     config_text: str  # config.yaml, "" if the run ended before it was written
+    source: os.stat_result | None = None  # of the very file from which `info` was read
 
     @property
     def id(self) -> str:
@@ -59,34 +60,44 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     logdir = Path(path)
     config = logdir / "config.yaml"
     try:
-        info = _read_json(logdir / "run.json")
+        info, source = _read_json(logdir / "run.json")
         text = config.read_text(encoding="utf-8") if config.exists() else ""
+        if not isinstance(info, dict):
+            raise ValueError(f"run.json holds no object (got {info!r})")
+        if info.get("status") == "running" and _has_died(info):
+            info["status"] = "died"
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RequestError(f"LOGDIR {logdir} is not a logdir: it has no run.json") from error
     except (OSError, ValueError) as error:
         raise RequestError(f"LOGDIR {logdir} cannot be read: {_one_line(error)}") from error
-    if not isinstance(info, dict):
-        raise RequestError(f"LOGDIR {logdir} cannot be read: run.json holds no object (got {info!r})")
-    if info.get("status") == "running" and _has_died(info):
-        info["status"] = "died"
-    return Run(logdir=logdir, info=info, config_text=text)
+    return Run(logdir=logdir, info=info, config_text=text, source=source)
 
 
-def _read_json(file: Path) -> Any:
+def _read_json(file: Path) -> tuple[Any, os.stat_result]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        with file.open(encoding="utf-8") as opened:
+            return json.load(opened), os.fstat(opened.fileno())
     except ValueError as error:
         raise ValueError(f"{file.name} is damaged: it is not JSON ({error})") from error
 
 
 def _has_died(info: Mapping[str, Any]) -> bool:
-    """Whether the process that said it was running is gone without a word: after kill -9, or a power cut."""
+    """Whether the process that said it was running is gone without a word: after kill -9, or a power cut.
+
+    Raises ValueError if what it said is damaged.
+    """
     process = info.get("process")
-    if not process or process["host"] != socket.gethostname():
+    if process is None:
+        return False
+    match process:
+        case {"host": str(host), "pid": int(pid), "created": int() | float() as created} if pid > 0:
+            pass
+        case _:
+            raise ValueError(f"run.json is damaged: process is to have a host, a pid and created (got {process!r})")
+    if host != socket.gethostname():
         return False  # what runs on another machine cannot be seen from here
     try:
-        created = psutil.Process(process["pid"]).create_time() - psutil.boot_time()
-        return abs(created - process["created"]) > 1.0
+        return abs(psutil.Process(pid).create_time() - psutil.boot_time() - created) > 1.0
     except psutil.NoSuchProcess:
         return True
 

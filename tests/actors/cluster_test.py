@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from command_line import command_of
@@ -125,3 +126,35 @@ def test_a_cluster_that_refuses_may_want_a_token(
         with pytest.raises(RequestError) as refused:
             cluster.connected(listening).__enter__()
         assert str(refused.value) == said + hint
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "[::1]:9", "203.0.113.7:9"])
+def test_a_ray_of_this_machine_is_shown_the_token(
+    recorded: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"eth0": [types.SimpleNamespace(address="203.0.113.7")]})
+    monkeypatch.setattr(cluster, "show_token", lambda: asked.append("token"))
+    monkeypatch.setattr(cluster, "_silence", lambda _: None)
+    with cluster.rejoined(address):
+        assert asked == ["token", address]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "203.0.113.7:9",
+        "localhost:9",  # a name, of which others may say what it stands for
+        "127.0.0.1.example.org:9",
+        "127.0.0.1@example.org:9",
+        "ray://127.0.0.1:9",
+        "0.0.0.0:9",
+        "127.0.0.1:",
+        "127.0.0.1",
+        "auto",
+        "",
+    ],
+)
+def test_no_other_is_shown_the_token(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(cluster, "show_token", lambda: pytest.fail("shown"))
+    with pytest.raises(RequestError, match=r"is no address of this machine: Ray's token is not shown to it$"):
+        cluster.rejoined(address).__enter__()

@@ -25,10 +25,11 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from running import SECONDS, Watcher
 from toy_run import arguments, experiment, read_until, started
 
+from raylingvo.actors import cluster as ray_cluster
 from raylingvo.actors import detached, profile_request
 from raylingvo.actors.remote import TRAINERS
 from raylingvo.errors import RequestError
-from raylingvo.monitor.runs import load_run
+from raylingvo.monitor.runs import Run, load_run
 
 RUN = "Toy-1"
 LONG = 10_000_000  # steps
@@ -129,6 +130,105 @@ def test_the_token_is_not_led_to_where_another_user_listens(
     assert joins == [("joined", None)]
 
 
+def test_what_everybody_may_write_is_another_users_word(command: Command, tmp_path: Path, joins: list[Any]) -> None:
+    logdir = _logdir(tmp_path)
+    (logdir / "run.json").chmod(0o664)  # as with umask 002
+    assert command(logdir) == (2, "", NO_TRAINER)
+    assert joins == [("rejoined", "127.0.0.1:9")]
+    (logdir / "run.json").chmod(0o646)
+    said = f"run {RUN} has a run.json that everybody may write: `chmod o-w` it, if it says what it should"
+    assert command(logdir) == (2, "", f"raylingvo: {said}\n")
+    assert len(joins) == 1
+
+
+def test_whose_word_it_is_was_seen_when_it_was_read(
+    command: Command, tmp_path: Path, joins: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ours").mkdir()
+    ours = _logdir(tmp_path / "ours") / "run.json"
+
+    def home_of(name: str) -> Run | None:
+        home = detached.home_of(name)
+        (tmp_path / "run.json").unlink()
+        (tmp_path / "run.json").symlink_to(ours)
+        return home
+
+    (_logdir(tmp_path) / "run.json").chmod(0o646)
+    monkeypatch.setattr(profile_request, "home_of", home_of)
+    assert "that everybody may write" in command(tmp_path).err
+    assert joins == []
+
+
+def test_the_token_is_not_led_to_another_machine(command: Command, tmp_path: Path) -> None:
+    said = "raylingvo: '198.51.100.1:9' is no address of this machine: Ray's token is not shown to it\n"
+    assert command(_logdir(tmp_path, ray={"address": "198.51.100.1:9", "own": True})) == (2, "", said)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"status": None},
+        {"status": ["running"]},
+        {"ray": "127.0.0.1:9"},
+        {"ray": {"own": True}},
+        {"ray": {"own": True, "address": None}},
+        {"ray": {"own": "no", "address": "127.0.0.1:9"}},
+        {"ray": {"own": False, "address": 9}},
+        {"process": None},
+        {"process": "me"},
+        {"process": {"host": socket.gethostname()}},
+        {"process": {"host": socket.gethostname(), "pid": -1, "created": 0.0}},
+        {"process": {"host": socket.gethostname(), "pid": 1, "created": "yesterday"}},
+    ],
+)
+def test_a_damaged_record_is_said_to_be_so(
+    command: Command, tmp_path: Path, joins: list[Any], fields: Mapping[str, Any]
+) -> None:
+    status, out, err = command(_logdir(tmp_path, **fields))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"raylingvo: LOGDIR {tmp_path}")
+    assert "run.json is damaged: " in err
+    assert joins == []
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_run_that_has_just_ended(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    monkeypatch.setattr(ray_cluster, "show_token", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    status, out, err = command(_logdir(tmp_path, ray={"address": address, "own": own}))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"raylingvo: the Ray of run {RUN} cannot be reached: no Ray cluster there (")
+    assert err.endswith("; the run has probably ended\n")
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, Any]]:
+    """The Trainers of a Ray, by name: what `status` and `profile` answer, an exception if it is raised."""
+    found: dict[str, tuple[Any, Any]] = {}
+
+    def method(answer: Any) -> Any:
+        return types.SimpleNamespace(remote=lambda *_: answer)
+
+    def get_actor(name: str, namespace: str) -> Any:
+        assert namespace == TRAINERS
+        if name not in found:
+            raise ValueError(f"no actor {name}")
+        status, profile = found[name]
+        return types.SimpleNamespace(status=method(status), profile=method(profile))
+
+    def fetch(answer: Any, _: float) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(ray, "get_actor", get_actor)
+    monkeypatch.setattr(profile_request, "fetch", fetch)
+    return found
+
+
 @pytest.mark.parametrize(
     ("status", "profile", "message"),
     [
@@ -143,25 +243,42 @@ def test_a_trainer_that_does_not_answer(
     tmp_path: Path,
     joins: list[Any],
     monkeypatch: pytest.MonkeyPatch,
+    answers: dict[str, tuple[Any, Any]],
     status: Any,
     profile: Any,
     message: str,
 ) -> None:
-    def method(answer: Any) -> Any:
-        return types.SimpleNamespace(remote=lambda *_: answer)
-
-    def fetch(answer: Any, _: float) -> Any:
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    trainer = types.SimpleNamespace(status=method(status), profile=method(profile))
-    monkeypatch.setattr(profile_request, "_trainers", lambda: {RUN: f"{RUN}/life"})
-    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: {(f"{RUN}/life", TRAINERS): trainer}[name, namespace])
-    monkeypatch.setattr(profile_request, "fetch", fetch)
+    monkeypatch.setattr(profile_request, "_trainers", lambda: {RUN: [f"{RUN}/life"]})
+    answers[f"{RUN}/life"] = status, profile
     ended = command(_logdir(tmp_path))
     assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
     assert ended.err.startswith(f"raylingvo: {message}")
+
+
+@pytest.mark.parametrize("dead", [RayActorError(), GetTimeoutError(), None])
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_lives_the_one_that_answers_is_asked(
+    tmp_path: Path,
+    joins: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    answers: dict[str, tuple[Any, Any]],
+    dead: Exception | None,
+    order: int,
+) -> None:
+    """dead: what one that was killed and is still listed raises; None: it has gone since it was listed."""
+    lives = [f"{RUN}/killed", f"{RUN}/alive"][::order]
+    monkeypatch.setattr(profile_request, "_trainers", lambda: {RUN: lives})
+    if dead is not None:
+        answers[f"{RUN}/killed"] = dead, dead
+    answers[f"{RUN}/alive"] = {}, {"steps": 3}
+    assert profile_request.profile(str(_logdir(tmp_path)), 3, None) == {"steps": 3}
+
+
+def test_all_lives_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [("a/1", TRAINERS), ("b/1", TRAINERS), ("a/2", TRAINERS), ("c/1", "another")]
+    listed = [{"name": name, "namespace": namespace} for name, namespace in names]
+    monkeypatch.setattr(ray.util, "list_named_actors", lambda **_: listed)
+    assert profile_request._trainers() == {"a": ["a/1", "a/2"], "b": ["b/1"]}
 
 
 # --- real runs ---
