@@ -159,7 +159,10 @@ def test_whose_word_it_is_was_seen_when_it_was_read(
     assert joins == []
 
 
-def test_the_token_is_not_led_to_another_machine(command: Command, tmp_path: Path) -> None:
+def test_the_token_is_not_led_to_another_machine(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "show_token", lambda: pytest.fail("shown"))
     said = "raylingvo: '198.51.100.1:9' is no address of this machine: Ray's token is not shown to it\n"
     assert command(_logdir(tmp_path, ray={"address": "198.51.100.1:9", "own": True})) == (2, "", said)
 
