@@ -170,6 +170,9 @@ class Conductor(tune.Callback):
             self._at_work.discard(number)
             self._book.not_running(number)
             self._on_end(number, End(*news["ended"]), news["seconds"])
+        if "untold" in news and self._halving is not None:
+            self._book.update(number, status="paused")
+            self._halving.release(number)
 
     def _give_up_lost(self, number: int) -> None:
         """A trial that nobody starts again is not waited for."""
@@ -211,9 +214,6 @@ class Conductor(tune.Callback):
                 status = "pending"  # it has not begun
             elif status == "interrupted" and self._interrupted is None:
                 status = "paused"
-            elif status == "finished" and self._halving is not None and self._halving.waits(number):
-                status = "paused"  # for Tune it is
-                self._halving.release(number)
             self._book.update(number, status=status, stop_reason=end.reason)
         self._book.save()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ray.tune.search import Searcher
@@ -70,7 +70,7 @@ class Optuna(Source):
         self._distributions = {key: _distribution(optuna, key, one) for key, one in space.items()}
         self._optuna = optuna
         self._space, self._seed = space, seed
-        self._direction = "minimize" if mode == "min" else "maximize"
+        self._direction: Literal["minimize", "maximize"] = "minimize" if mode == "min" else "maximize"
         self._known: dict[int, Any] = {}  # trial -> Optuna's record of it
 
     def suggest(self, number: int) -> Mapping[str, Any]:

@@ -296,7 +296,9 @@ def _fit(
         mode=request.mode,
         samples=total,
         over=conductor.is_over,
-        **({"waits": halving.waits, "may_begin": halving.may_begin} if halving else {"at_once": at_once}),
+        at_once=None if halving else at_once,
+        waits=halving.waits if halving else None,
+        may_begin=halving.may_begin if halving else lambda: True,
     )
     try:
         with tempfile.TemporaryDirectory(prefix="raylingvo-sweep-") as scratch:

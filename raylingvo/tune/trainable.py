@@ -72,7 +72,8 @@ class TrialActor(tune.Trainable):
         """Asked for when the trial is to pause: its folder has what it goes on from."""
         reason = "paused by the scheduler"
         if self._run is not None:
-            self._run.pause(reason)
+            if self._run.pause(reason).status == "finished":
+                self._home.hub.tell.remote(self._trial[0], untold=True)  # Tune did not hear of all before it decided
             self._run = None
         else:  # it is known from an earlier start to have come so far
             self._home.hub.tell.remote(self._trial[0], ended=("interrupted", self._last[STEP], reason), seconds=0.0)

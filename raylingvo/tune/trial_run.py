@@ -77,6 +77,7 @@ class TrialRun:
         self.number = number
         self.logdir = Path(home.order.logdir) / "trials" / f"{number:04d}"
         self._reports: queue.Queue[Report] = queue.Queue()
+        self._end: End | None = None
         self._thread = threading.Thread(target=self._drive, name=f"trial {number}", daemon=True)
         self._thread.start()
 
@@ -91,11 +92,13 @@ class TrialRun:
         """There is an evaluation. For the thread of the run."""
         self._reports.put(Report(step, value))
 
-    def pause(self, reason: str) -> None:
-        """Finishes the step, and waits until all is saved."""
+    def pause(self, reason: str) -> End:
+        """Finishes the step, and waits until all is saved. It may also have ended before it hears."""
         if self._thread.is_alive():
             self._home.hub.command.remote(self.number, Command("pause", reason=reason))
         self.wait()
+        assert self._end is not None
+        return self._end
 
     def wait(self) -> None:
         """Until the run has ended."""
@@ -118,6 +121,7 @@ class TrialRun:
         except BaseException as error:  # there is nobody above who would tell anybody
             self._log(traceback.format_exc())
             end = End("failed", 0, f"{type(error).__name__}: {error}")
+        self._end = end
         hub.tell.remote(self.number, ended=tuple(end), seconds=time.monotonic() - started)
         self._reports.put(Report(end.step, None, end))
 

@@ -179,14 +179,11 @@ def test_a_trial_that_goes_on_after_a_pause_is_not_over_for_what_is_heard_late(t
 
 
 class Halving:
-    """A scheduler for which all trials wait."""
+    """Notes what it is told."""
 
     def __init__(self) -> None:
         self.released: list[int] = []
         self.given_up: list[int] = []
-
-    def waits(self, number: int) -> bool:
-        return number not in self.released
 
     def release(self, number: int) -> None:
         self.released.append(number)
@@ -195,13 +192,14 @@ class Halving:
         self.given_up.append(number)
 
 
-def test_a_trial_that_ends_while_it_is_to_pause_goes_on_to_tell_so(tmp_path: Path) -> None:
+def test_a_trial_that_ends_before_it_is_to_pause_goes_on_to_tell_so(tmp_path: Path) -> None:
     """What Tune has not heard of it would be lost, and it would be stopped as one that waits."""
     halving = Halving()
     sweep = Sweep(tmp_path, halving)
     sweep.start(0)
     sweep.tell(0, ended=("finished", 20, "reached max_steps 20"), seconds=1.0)
-    sweep.listen(lambda: bool(halving.released))
+    sweep.tell(0, untold=True)
+    sweep.listen(lambda: halving.released == [0])
     assert sweep.book.trials[0].status == "paused"
     sweep.start(0)
     sweep.tell(0, ended=("finished", 20, "reached max_steps 20"), seconds=1.0)
