@@ -183,7 +183,7 @@ def test_a_pickle_in_the_place_of_a_record_of_the_run_is_refused(logdir, bomb, n
 def test_a_pickle_among_spilled_snapshots_is_refused(tmp_path, object_array, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with contextlib.closing(SpillFolder("token")) as spill:
-        folder = spill.write(3, 0.0, [([np.zeros(2)], None)])
+        folder = spill.write(3, 0.0, [([np.zeros(2)], None, {})])
         (file,) = folder.glob("*.npy")
         np.save(file, object_array, allow_pickle=True)
         with pytest.raises(ValueError, match="allow_pickle"):

@@ -32,7 +32,8 @@ def test_the_average_follows_the_weights_but_not_what_is_not_finite():
     for i, state in enumerate(states[1:]):
         if i != 2:
             expected = 0.8 * expected + 0.2 * np.asarray(state.weights.params["hidden"]["kernel"])
-        np.testing.assert_allclose(state.average.params["hidden"]["kernel"], expected, rtol=1e-5)
+        # An element near zero is a sum of larger ones, each rounded to float32.
+        np.testing.assert_allclose(state.average.params["hidden"]["kernel"], expected, rtol=1e-5, atol=1e-7)
         np.testing.assert_array_equal(state.average.extra["seen"], state.weights.extra["seen"])
 
 
