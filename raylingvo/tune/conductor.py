@@ -140,9 +140,9 @@ class Conductor(tune.Callback):
         ray.kill(self._hub)
 
     def _await_end(self, *numbers: int) -> None:
-        """Listens until these trials, as far as they are at work, have told how they ended."""
+        """Listens until these trials, as far as they are at work, have told how they ended, or cannot any more."""
         deadline = time.monotonic() + _LAST_WORDS_SECONDS
-        while not self._at_work.isdisjoint(numbers) and time.monotonic() < deadline:
+        while (self._at_work - self._lost).intersection(numbers) and time.monotonic() < deadline:
             self._listen(0.2)
 
     def _listen(self, timeout: float) -> None:
