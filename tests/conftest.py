@@ -75,6 +75,24 @@ def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 
 @pytest.fixture
+def tensorflows(request: pytest.FixtureRequest) -> Callable[..., dict[str, np.ndarray]]:
+    """tensorflows(file name, compute): compute(tensorflow), arrays by name, as tests/golden has them recorded.
+
+    --update-golden computes and records them again, which takes `pip install -e '.[tensorflow]'`.
+    """
+
+    def recorded(name: str, compute: Callable[[Any], dict[str, Any]]) -> dict[str, np.ndarray]:
+        path = GOLDEN / "tensorflow" / name
+        if request.config.getoption("--update-golden"):
+            arrays = {key: np.asarray(array) for key, array in compute(pytest.importorskip("tensorflow")).items()}
+            lines = {key: {"dtype": str(array.dtype), "values": array.tolist()} for key, array in arrays.items()}
+            path.write_text("{\n" + ",\n".join(f'"{key}": {json.dumps(line)}' for key, line in lines.items()) + "\n}\n")
+        return {key: np.array(line["values"], line["dtype"]) for key, line in json.loads(path.read_text()).items()}
+
+    return recorded
+
+
+@pytest.fixture
 def new_gate(tmp_path: Path) -> Iterator[Callable[[str], Gate]]:
     """new_gate(name): a gate that is closed until the test opens it."""
     from gates import Gate  # imports JAX, which the settings above come before

@@ -9,14 +9,17 @@ from raylingvo.models.layers.activations import activation
 X = np.linspace(-8, 8, 33, dtype=np.float32)
 
 
-@pytest.mark.parametrize(
-    "name", ["relu", "relu6", "leaky_relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "softplus"]
-)
-def test_they_are_tensorflows(name):
-    tf = pytest.importorskip("tensorflow")
-    oracle = {"sigmoid": tf.sigmoid, "tanh": tf.tanh, "gelu_tanh": lambda x: tf.nn.gelu(x, approximate=True)}
-    expected = oracle.get(name, getattr(tf.nn, name, None))(X)
-    np.testing.assert_allclose(activation(name)(jnp.asarray(X)), expected, atol=2e-6)
+def test_they_are_tensorflows(tensorflows):
+    def compute(tf):
+        oracle = {name: getattr(tf.nn, name) for name in ("relu", "relu6", "leaky_relu", "gelu", "silu", "softplus")}
+        oracle |= {"sigmoid": tf.sigmoid, "tanh": tf.tanh, "gelu_tanh": lambda x: tf.nn.gelu(x, approximate=True)}
+        return {"x": X} | {name: function(X) for name, function in oracle.items()}
+
+    expected = tensorflows("activations.json", compute)
+    x = jnp.asarray(expected.pop("x"))
+    assert len(expected) == 9
+    for name, values in expected.items():
+        np.testing.assert_allclose(activation(name)(x), values, atol=2e-6, err_msg=name)
 
 
 def test_the_others():

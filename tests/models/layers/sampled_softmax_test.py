@@ -76,16 +76,20 @@ def test_no_class_of_a_large_vocabulary_is_out_of_reach():
     assert 2**19 * 2**0.5 <= reached[0] + 1 < num_classes
 
 
-def test_expected_counts_are_tensorflows(tensorflow):
-    ids, expected, sampled = tensorflow.random.log_uniform_candidate_sampler(
-        true_classes=np.arange(V).reshape(1, V), num_true=V, num_sampled=S, unique=True, range_max=V, seed=3
-    )
+def test_expected_counts_are_tensorflows(tensorflows):
+    def compute(tf):
+        ids, expected, sampled = tf.random.log_uniform_candidate_sampler(
+            true_classes=np.arange(V).reshape(1, V), num_true=V, num_sampled=S, unique=True, range_max=V, seed=3
+        )
+        return {"ids": ids, "expected": expected[0], "sampled": sampled}
+
+    drawn = tensorflows("log_uniform_candidates.json", compute)
     # TensorFlow does not say how many tries it took: the first class's expected count tells.
-    tries = np.log1p(-np.float64(expected[0, 0])) / np.log1p(-_probabilities(V)[0])
+    tries = np.log1p(-np.float64(drawn["expected"][0])) / np.log1p(-_probabilities(V)[0])
     assert abs(tries - round(tries)) < 1e-3
-    candidates = Candidates(jnp.asarray(ids.numpy(), jnp.int32), jnp.int32(round(tries)))
-    np.testing.assert_allclose(np.exp(log_expected_count(candidates, jnp.arange(V), V)), expected.numpy()[0], rtol=1e-5)
-    np.testing.assert_allclose(np.exp(log_expected_count(candidates, candidates.ids, V)), sampled.numpy(), rtol=1e-5)
+    candidates = Candidates(jnp.asarray(drawn["ids"], jnp.int32), jnp.int32(round(tries)))
+    for classes, expected in ((jnp.arange(V), drawn["expected"]), (candidates.ids, drawn["sampled"])):
+        np.testing.assert_allclose(np.exp(log_expected_count(candidates, classes, V)), expected, rtol=1e-5)
 
 
 def test_an_expected_count_is_how_often_a_class_is_there():
@@ -104,36 +108,42 @@ def _arrays(seed=0):
     return x, kernel, bias, jnp.asarray(rng.integers(0, V, N), jnp.int32)
 
 
-def test_loss_and_gradients_are_tensorflows(tensorflow):
-    tf = tensorflow
+def test_loss_and_gradients_are_tensorflows(tensorflows):
     x, kernel, bias, labels = _arrays()
-    candidates = draw(jax.random.key(1), S, V)
-    assert np.isin(labels, candidates.ids).any() and not np.isin(labels, candidates.ids).all()
-    expected_true, expected_sampled = (
-        np.asarray(jnp.exp(log_expected_count(candidates, classes, V))) for classes in (labels, candidates.ids)
-    )
-    variables = [tf.Variable(np.asarray(array)) for array in (x, kernel, bias)]
-    with tf.GradientTape() as tape:
-        expected_N = tf.nn.sampled_softmax_loss(
-            weights=variables[1],
-            biases=variables[2],
-            labels=np.asarray(labels, np.int64)[:, None],
-            inputs=variables[0],
-            num_sampled=S,
-            num_classes=V,
-            sampled_values=(np.asarray(candidates.ids, np.int64), expected_true[:, None], expected_sampled),
+
+    def compute(tf):
+        candidates = draw(jax.random.key(1), S, V)
+        expected_true, expected_sampled = (
+            np.asarray(jnp.exp(log_expected_count(candidates, classes, V))) for classes in (labels, candidates.ids)
         )
-        total = tf.reduce_sum(expected_N)
-    expected_gradients = [tf.convert_to_tensor(g).numpy() for g in tape.gradient(total, variables)]
+        ids = np.asarray(candidates.ids, np.int64)
+        variables = {name: tf.Variable(np.asarray(a)) for name, a in (("x", x), ("kernel", kernel), ("bias", bias))}
+        with tf.GradientTape() as tape:
+            losses_N = tf.nn.sampled_softmax_loss(
+                weights=variables["kernel"],
+                biases=variables["bias"],
+                labels=np.asarray(labels, np.int64)[:, None],
+                inputs=variables["x"],
+                num_sampled=S,
+                num_classes=V,
+                sampled_values=(ids, expected_true[:, None], expected_sampled),
+            )
+            total = tf.reduce_sum(losses_N)
+        gradients = {name: tf.convert_to_tensor(g) for name, g in tape.gradient(total, variables).items()}
+        return {"ids": ids, "num_tries": candidates.num_tries, "losses": losses_N} | gradients
+
+    expected = tensorflows("sampled_softmax_loss.json", compute)
+    candidates = Candidates(jnp.asarray(expected["ids"], jnp.int32), jnp.asarray(expected["num_tries"], jnp.int32))
+    assert np.isin(labels, candidates.ids).any() and not np.isin(labels, candidates.ids).all()
 
     def loss(x, kernel, bias):
         loss_N = sampled_cross_entropy(x, kernel, bias, labels, candidates)
         return loss_N.sum(), loss_N
 
     (_, loss_N), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(x, kernel, bias)
-    np.testing.assert_allclose(loss_N, expected_N.numpy(), rtol=1e-5, atol=1e-5)
-    for got, expected in zip(gradients, expected_gradients, strict=True):
-        np.testing.assert_allclose(got, expected, atol=3e-5)
+    np.testing.assert_allclose(loss_N, expected["losses"], rtol=1e-5, atol=1e-5)
+    for got, name in zip(gradients, ("x", "kernel", "bias"), strict=True):
+        np.testing.assert_allclose(got, expected[name], atol=3e-5, err_msg=name)
 
 
 def test_the_gradient_is_nearly_that_of_the_whole_softmax():
@@ -169,10 +179,3 @@ def test_labels_of_another_vocabulary_are_seen():
 def test_more_candidates_than_classes_are_refused(num_sampled):
     with pytest.raises(ValueError, match=r"num_sampled must be in \[1, 40\]"):
         log_uniform_candidates(jax.random.key(0), num_sampled, V)
-
-
-@pytest.fixture(scope="module")
-def tensorflow():
-    import tensorflow
-
-    return tensorflow
