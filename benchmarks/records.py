@@ -9,7 +9,8 @@ whole batches (`.batch(64).map(tf.io.parse_example)`) into one sparse tensor. Be
 (b) The index of offsets of a TFRecord and of a text file of 200 MB each, built from nothing, in MB/s. Goal: 200. Also
 the ratio to reading the file into memory.
 
-RAYLINGVO_TEST_DATA names the folder of test data; TensorFlow comes with `pip install -e '.[tensorflow]'`. The file's records are 142 bytes long, the text's lines 80.
+RAYLINGVO_TEST_DATA names the folder of test data; TensorFlow comes with `pip install -e '.[tensorflow]'`. The file's
+records are 142 bytes long, the text's lines 80.
 """
 
 from __future__ import annotations

@@ -173,6 +173,7 @@ def test_a_wrong_request_ends_a_process_in_the_same_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_too_large_a_request_leaves_no_trace_in_the_logdir(tmp_path: Path) -> None:
     ended = process("run", DIGITS, "--logdir", "new", "--set", "resources.trainer.num_cpus=1000", cwd=tmp_path)
     assert (ended.status, ended.out) == (2, "")

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Most tests of the roles compile the same few programs: 4 s each time on a busy core, 0.1 s from a cache. The processes
-# of pytest-xdist inherit that of the one that has started them.
+# of pytest-xdist inherit that of the one that has started them, and the tests with sanitizers that of all tests.
 _compiled = None
-if "PYTEST_XDIST_WORKER" not in os.environ:
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="raylingvo-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

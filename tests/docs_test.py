@@ -1,8 +1,8 @@
 """What README.md and docs/ show works: every command and program in them is run, in their order.
 
-Those of README, of the document of sweeps and of those that train models of text are run as a reader would, with a Ray
-of their own (the first one of README by .ci/run). The commands of the others are run in this process, in one Ray: to
-import all that they need, and to start a Ray, takes longer than what most of them do.
+The first one of README is run by .ci/run, and those that train models of text are typed as by a reader, with a Ray of
+their own. The commands of the others are run in this process, in one Ray: to import all that they need, and to start a
+Ray, takes longer than what most of them do.
 """
 
 from __future__ import annotations
@@ -51,10 +51,9 @@ SECONDS = 240  # far more than any block takes
 # first and the last have a checkpoint; the second only if the first one's is already written.
 TUTORIAL_STEPS = "train.max_steps=10000"
 _FEW_STEPS = "train.max_steps=3 --set train.checkpoints.every_steps=1"
-# These train models for minutes in all.
+# These train models for minutes in all. Their commands and programs begin as a reader's do, without Python, and without
+# Ray.
 OF_TEXT = {"translation.md", "language_models.md"}
-# Their commands and programs begin as a reader's do, without Python, and without Ray.
-TYPED = {"README.md", "tune.md", *OF_TEXT}
 
 
 class Block(NamedTuple):
@@ -111,10 +110,10 @@ class Reader:
         """Types the commands, saves the module (its first line is `# its name`), or runs the program."""
         module = re.match(r"# (\w+\.py)\n", block.text)
         text = block.text.replace(TUTORIAL_STEPS, _FEW_STEPS)
-        commands = [] if block.document.name in TYPED else _commands(text)
+        commands = [] if block.document.name in OF_TEXT else _commands(text)
         if module:
             (self.directory / module[1]).write_text(block.text)
-        elif block.language == "python" and block.document.name in TYPED:
+        elif block.language == "python" and block.document.name in OF_TEXT:
             self._run(sys.executable, "-c", block.text)
         elif block.language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as printed:

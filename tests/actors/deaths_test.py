@@ -31,6 +31,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return undisturbed(only_eval("every"), tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 def test_an_evaler_that_fails_does_not_end_training_but_the_run_has_failed(tmp_path: Path) -> None:
     from raylingvo.actors.run import RunFailed
 

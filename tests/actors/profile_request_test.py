@@ -293,6 +293,7 @@ def _trace(folder: str) -> str:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_in_the_foreground_is_profiled_from_elsewhere_and_goes_on(
     command: Command, tmp_path: Path, new_gate: Callable[[str], gates.Gate]
 ) -> None:

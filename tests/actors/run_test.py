@@ -177,6 +177,7 @@ def test_evaluations_lower_the_rate_and_end_the_run(tmp_path: Path, new_gate: Ca
     assert result["eval"]["test"]["step"] == result["step"]
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept(tmp_path: Path, new_gate: Callable[[str], gates.Gate]) -> None:
     """By a metric of the Decoder; in another test evaluations decide."""
     best = Best(metric="test/squared_error", mode="max")

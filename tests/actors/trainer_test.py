@@ -217,8 +217,11 @@ def test_a_run_that_is_over_only_publishes_its_end_again(tmp_path, whole):
 
 @pytest.mark.parametrize(
     ("data", "num_shapes"),
-    [(sequence_task.BUCKETED, 2), (sequence_task.PACKED, 1), (sequence_task.MIXED, 3)],
-    ids=["bucketed", "packed", "mixed"],
+    [
+        pytest.param(sequence_task.BUCKETED, 2, id="bucketed", marks=pytest.mark.slow),
+        pytest.param(sequence_task.PACKED, 1, id="packed", marks=pytest.mark.slow),
+        pytest.param(sequence_task.MIXED, 3, id="mixed"),
+    ],
 )
 def test_an_interrupted_run_on_sequences_ends_with_the_same_bits(tmp_path, data, num_shapes):
     experiment = sequence_task.experiment(data=data, max_steps=10)

@@ -187,9 +187,9 @@ def train(experiment, steps, state=None):
 
 # Adam would move what has no gradient, by what it remembers; Adafactor would forget.
 OPTIMIZERS = (
-    Adam(),
-    Adafactor(beta1=0.9),
-    RMSProp(),
+    pytest.param(Adam(), marks=pytest.mark.slow),
+    pytest.param(Adafactor(beta1=0.9), marks=pytest.mark.slow),
+    pytest.param(RMSProp(), marks=pytest.mark.slow),
     Composite(parts={"kernel": Part(optimizer=Adam())}, default=Part(optimizer=Adafactor())),
 )
 

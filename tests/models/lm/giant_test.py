@@ -93,11 +93,11 @@ SMALL = {
 @pytest.mark.parametrize(
     "name",
     [
-        "lm.synthetic_packed_input.DenseLm8B2x2",
-        "lm.synthetic_packed_input.DenseLm175B32x32",
         "lm.synthetic_packed_input.DenseLm12kWide41BAdam8x8",
-        "lm.wiki_bert.MLPerfTrainBertDense2B",
         "lm.wiki_bert.MLPerfBertDense13B32x32",
+        pytest.param("lm.synthetic_packed_input.DenseLm8B2x2", marks=pytest.mark.slow),
+        pytest.param("lm.synthetic_packed_input.DenseLm175B32x32", marks=pytest.mark.slow),
+        pytest.param("lm.wiki_bert.MLPerfTrainBertDense2B", marks=pytest.mark.slow),
     ],
 )
 def test_a_small_one_of_each_kind_trains(name):

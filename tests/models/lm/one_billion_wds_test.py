@@ -111,7 +111,9 @@ SMALLER = {
 }
 
 
-@pytest.mark.parametrize("name", [*NAMES[1:3], *(pytest.param(name, marks=pytest.mark.slow) for name in (BIG, WPM))])
+@pytest.mark.parametrize(
+    "name", [NAMES[2], *(pytest.param(name, marks=pytest.mark.slow) for name in (NAMES[1], BIG, WPM))]
+)
 def test_it_learns_from_its_datasets(name, data):
     """A vocabulary of 43, and for the big one a small network: all else is the experiment's own."""
     experiment = rl.override(rl.get(name), SMALLER[name])

@@ -222,6 +222,9 @@ def generate(one, lines, net=None):
     return [output for _, output in one.postprocess(jax.device_get(decoded), batch)[0]]
 
 
+GREEDY, BEAM_OF_ONE = {"temperature": 0.0}, {"beam_size": 1, "length_norm_alpha": 0.0}
+
+
 def greedy(net, prompt, steps):
     """One token after another, from the whole sequence each time."""
     ids = list(prompt)
@@ -234,8 +237,19 @@ def greedy(net, prompt, steps):
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("how", [{"temperature": 0.0}, {"beam_size": 1, "length_norm_alpha": 0.0}])
+@pytest.mark.parametrize(
+    ("positions", "how"),
+    [
+        ("rotary", GREEDY),
+        ("learned", BEAM_OF_ONE),
+        *(
+            pytest.param(positions, how, marks=pytest.mark.slow)
+            for positions in POSITIONS
+            for how in (GREEDY, BEAM_OF_ONE)
+            if (positions, how) not in (("rotary", GREEDY), ("learned", BEAM_OF_ONE))
+        ),
+    ],
+)
 def test_the_likeliest_tokens_whatever_the_others_prompts(positions, how):
     prompts = ["abcde", "", "j"]
     outputs = generate(task(positions, **how), prompts, module(positions))

@@ -151,7 +151,7 @@ def test_a_word_depends_on_those_before_it_and_on_the_source(module):
     assert ((earlier > 0) == touched_B[:, None]).all()
 
 
-@pytest.mark.parametrize("name", ["dropout", "attention_dropout"])
+@pytest.mark.parametrize("name", [pytest.param("dropout", marks=pytest.mark.slow), "attention_dropout"])
 def test_dropout_is_for_training(module, name):
     other = with_weights_of(module, **({"dropout": 0.0, "attention_dropout": 0.0} | {name: 0.5}))
     once, again, different = (forward(other, BATCH, jax.random.key(i)).features for i in (0, 0, 1))

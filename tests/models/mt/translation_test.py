@@ -144,7 +144,7 @@ def test_padding_never_leaks():
     assert np.abs(np.where(wide["src_paddings"][:, None] > 0, probs_wide, 0)[:, :7][real]).max() == 0
 
 
-@pytest.mark.parametrize("name", ["lingvo", "standard"])  # RNMT+: rnmt_model_test
+@pytest.mark.parametrize("name", ["lingvo", pytest.param("standard", marks=pytest.mark.slow)])  # RNMT+: rnmt_model_test
 def test_steps_are_what_the_whole_is(name):
     given, net = batch(), network(name)
     graph, state = nnx.split(net)
@@ -170,7 +170,7 @@ def test_steps_are_what_the_whole_is(name):
         np.testing.assert_allclose(probs[rows], expected_probs, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["lingvo", "rnmt"])
+@pytest.mark.parametrize("name", [pytest.param("lingvo", marks=pytest.mark.slow), "rnmt"])
 def test_the_score_of_a_hyp_is_what_the_model_gives_it(name):
     found = translated(name, length_normalization=0.7)
     assert (found["lens"] > 0).sum() >= 8
@@ -195,7 +195,7 @@ def test_a_beam_of_one_is_greedy():
     np.testing.assert_allclose(beam["scores"], greedy["scores"], atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["beam", "sample"])
+@pytest.mark.parametrize("method", ["beam", pytest.param("sample", marks=pytest.mark.slow)])
 def test_a_translation_begins_as_it_is_told(method):
     how = task("lingvo", forced_prefix=True, method=method)
     inputs = how.encode_lines(["abc\tBAD", "hgf", "aa\tJ"])

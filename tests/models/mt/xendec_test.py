@@ -234,6 +234,7 @@ def test_attention_is_sharpened():
 # The task.
 
 
+@pytest.mark.slow
 def test_crossed_with_nothing_it_is_the_pair_and_with_everything_the_other():
     for seed in range(2):
         found = losses(NOTHING, seed=seed)
