@@ -397,6 +397,29 @@ class Taking:
         return "job-1"
 
 
+class Starting(Taking):
+    """A head whose agent is not there yet for the first few jobs."""
+
+    def __init__(self, refusals: int):
+        self.left = refusals
+
+    def submit_job(self, **job: Any) -> str:
+        self.left -= 1
+        if self.left >= 0:
+            raise RuntimeError("status code 500: No available agent to submit job, please try again later.")
+        return super().submit_job(**job)
+
+
+def test_a_head_that_is_still_starting_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def submitted(client: Any) -> str:
+        return jobs.Connection(client, HERE).submit(["list"], tmp_path, (), {})
+
+    assert submitted(Starting(2)) == "job-1"
+    monkeypatch.setattr(jobs, "_AGENT_SECONDS", -1.0)
+    with pytest.raises(RequestError, match=r"the job was refused: .*No available agent"):
+        submitted(Starting(1))
+
+
 def test_the_job_is_told_the_commit_that_the_folder_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taking: Any = Taking()
 

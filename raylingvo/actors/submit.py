@@ -34,6 +34,8 @@ from raylingvo.errors import RequestError
 
 _CONNECT_SECONDS = 10.0
 _FORWARD_SECONDS = 120.0  # for a cloud's API to find the head, and for SSH
+_AGENT_SECONDS = 120.0  # from a head's first answer until its agent takes jobs
+_NO_AGENT = "No available agent to submit job"
 _TRY_SECONDS = 0.2  # between two tries of a port that is to be forwarded
 _SILENCE_SECONDS = 120.0  # of a cluster, after which a follower gives up
 _POLL_SECONDS = 1.0
@@ -139,17 +141,21 @@ class Connection:
         working_dir.check_size(directory, patterns)
         sha = git_sha(directory)  # of the .git that Ray leaves behind
         variables = {**_ENVIRONMENT, **({GIT_SHA: sha} if sha else {}), **environment}
-        try:
-            return self._client.submit_job(
-                entrypoint=f"exec python -m raylingvo {shlex.join(arguments)}",
-                runtime_env={
-                    "working_dir": str(directory),
-                    "excludes": patterns,
-                    "env_vars": variables,
-                },
-            )
-        except (RuntimeError, ValueError, OSError) as error:
-            raise RequestError(f"{self._place.option}: the job was refused: {_line(error)}") from error
+        end = time.monotonic() + _AGENT_SECONDS
+        while True:
+            try:
+                return self._client.submit_job(
+                    entrypoint=f"exec python -m raylingvo {shlex.join(arguments)}",
+                    runtime_env={
+                        "working_dir": str(directory),
+                        "excludes": patterns,
+                        "env_vars": variables,
+                    },
+                )
+            except (RuntimeError, ValueError, OSError) as error:
+                # A head that has just started, or is busy: it has waited 10 s for its agent, and taken nothing.
+                if _NO_AGENT not in str(error) or time.monotonic() > end:
+                    raise RequestError(f"{self._place.option}: the job was refused: {_line(error)}") from error
 
     def follow(self, job: str, write: Callable[[str], Any]) -> Ended:
         """Gives `write` what the job has written and writes, until it is over.
