@@ -18,7 +18,9 @@ import pytest
 if TYPE_CHECKING:
     from gates import Gate
 
-# JAX reads these when it is imported, in this process and in those that tests start.
+# JAX reads these when it is imported, in this process and in those that tests start. Most of the time of small programs
+# is the compiler's: half of it without optimising and fusing what is then run once. `.ci/run` trains with all of that.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Most tests of the roles compile the same few programs: 4 s each time on a busy core, 0.1 s from a cache. The processes

@@ -29,11 +29,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(600)
-def test_however_it_ends_the_same_command_ends_as_if_nothing_had_been(tmp_path: Path, whole: Path) -> None:
-    """The same run four times: each time but the last it is held in the middle, and ended there in another way."""
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["SIGTERM", "all"])
+def test_however_it_ends_the_same_command_ends_as_if_nothing_had_been(
+    tmp_path: Path, whole: Path, killed: bool
+) -> None:
+    """The same run again and again: each time but the last it is held in the middle, and ended there in another way."""
     with contextlib.closing(gates.Gate(tmp_path / "gate")) as gate:
-        a_second_ctrl_c_ends_everything_at_once(tmp_path, gate)
-        when_the_driver_is_killed_all_its_processes_end(tmp_path, gate)
+        if killed:
+            a_second_ctrl_c_ends_everything_at_once(tmp_path, gate)
+            when_the_driver_is_killed_all_its_processes_end(tmp_path, gate)
         step = sigterm_stops_cleanly(tmp_path, gate)
         with started(experiment(gate.folder), tmp_path) as process:
             out, err = process.communicate(timeout=SECONDS)

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import toy
 from running import SECONDS, Events, Running, assert_same_end, gated, own_ray, processes, steps_of
+from undisturbed import undisturbed
 
 import raylingvo as rl
 from raylingvo import config
@@ -179,8 +180,7 @@ def test_after_ctrl_c_all_goes_on_where_it_was(
             or f"training goes on from step {step}" in (logdir_of(last, number) / "control/driver.log").read_text()
         )
     alone = config.load((logdir_of(last, 0) / "config.yaml").read_text(), Experiment)
-    Running(alone, tmp_path / "alone").result()
-    assert_same_end(alone, logdir_of(last, 0), tmp_path / "alone")
+    assert_same_end(alone, logdir_of(last, 0), undisturbed(alone, tmp_path / "alone"))
 
 
 @pytest.mark.slow

@@ -117,7 +117,7 @@ def test_a_small_one_of_each_kind_trains(name):
     state = state._replace(
         weights=state.weights._replace(params=params), learning_rate=np.float32(experiment.learner.learning_rate)
     )
-    step = jax.jit(make_train_step(experiment), compiler_options={"xla_backend_optimization_level": 0})
+    step = jax.jit(make_train_step(experiment))
     losses, weights = [], state.weights
     for _ in range(5):
         state, nonfinite = step(state, batch)

@@ -119,9 +119,7 @@ def test_it_learns_from_its_datasets(name, data):
     experiment = rl.override(rl.get(name), SMALLER[name])
     batch = experiment.datasets["train"].train_batches(experiment.train.batch_size, seed=0)[0]
     state = init_state(experiment, batch)
-    # Most of the time is the compiler's.
-    quickly = {"xla_backend_optimization_level": 0}
-    step = jax.jit(make_train_step(experiment), donate_argnums=0, compiler_options=quickly)
+    step = jax.jit(make_train_step(experiment), donate_argnums=0)
     model = Model(experiment.task)
     evaluate = jax.jit(lambda weights: experiment.task.eval_metrics(model.merge(weights), batch))
     before = evaluate(state.weights)

@@ -81,10 +81,8 @@ def with_experts(num_groups=None):
     return with_stack(model(), moe=moe)
 
 
-# Most of the time of small programs is the compiler's.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-features = jit(lambda net, batch: net(batch))
-forward = jit(lambda net, batch: net.softmax(net(batch)))
+features = jax.jit(lambda net, batch: net(batch))
+forward = jax.jit(lambda net, batch: net.softmax(net(batch)))
 
 
 def logits(net, **batch):
@@ -137,7 +135,7 @@ def test_step_by_step_is_as_at_once(positions):
     place = jnp.arange(T + start)
     row = jnp.broadcast_to(jnp.maximum(place - start, 0), (2, T + start))
 
-    @jit
+    @jax.jit
     def extend(ids, cache, index, positions):
         seen = (place[None] <= index + jnp.arange(ids.shape[1])[:, None]) & (place >= start)[None]
         features, cache = net.extend_step(
@@ -218,7 +216,7 @@ def task(positions="rotary", **generation):
 
 def generate(one, lines, net=None):
     batch = one.encode_lines(lines)
-    decoded = jit(one.decode)(net or module(), batch)
+    decoded = jax.jit(one.decode)(net or module(), batch)
     return [output for _, output in one.postprocess(jax.device_get(decoded), batch)[0]]
 
 
@@ -284,10 +282,10 @@ def test_datasets_are_decoded_to_their_perplexity():
     ids = jnp.asarray(IDS)
     labels = jnp.roll(ids, -1, axis=1)
     batch = {"ids": ids, "labels": labels, "paddings": jnp.zeros((2, T)), "weight": jnp.ones(2)}
-    decoded = jit(task().decode)(module(), batch)
+    decoded = jax.jit(task().decode)(module(), batch)
     outputs, _ = task().postprocess(jax.device_get(decoded), jax.device_get(batch))
     packed = {**batch, "segment_ids": jnp.ones_like(ids), "segment_pos": jnp.tile(jnp.arange(T), (2, 1))}
-    rows = jit(PackedLanguageModel(model=model(), z_loss=0.0).decode)(module(), packed)
+    rows = jax.jit(PackedLanguageModel(model=model(), z_loss=0.0).decode)(module(), packed)
     np.testing.assert_allclose([o["log_pplx_per_sample"] for _, o in outputs], -rows["log_prob"], rtol=1e-5)
 
 
@@ -316,7 +314,7 @@ def test_padding_takes_no_place_at_an_expert():
         "labels": short["ids"],
     }
     packed = PackedLanguageModel(model=few, aux_loss=0.0)  # a mean over groups, also empty ones
-    evaluate = jit(packed.eval_metrics)
+    evaluate = jax.jit(packed.eval_metrics)
     one = evaluate(net, {**{name: x[:1] for name, x in rows.items()}, "weight": jnp.ones(1)})
     two = evaluate(net, {**rows, "weight": jnp.array([1.0, 0.0])})
     np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-5)
@@ -332,7 +330,7 @@ def test_a_prompt_with_experts_does_not_depend_on_the_padding():
         place = jnp.arange(8)
         seen = (place[None] <= place[: 4 + padding, None]) & (place >= padding)[None]
         row = jnp.maximum(place - padding, 0)[None]
-        return jit(type(net).extend_step)(
+        return jax.jit(type(net).extend_step)(
             net,
             padded,
             cache,

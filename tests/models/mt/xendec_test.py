@@ -56,13 +56,7 @@ TASK = XEnDec(
 )
 NOTHING = dataclasses.replace(TASK, source_mask_ratio=0.0)
 EVERYTHING = dataclasses.replace(TASK, source_mask_ratio=1.0)
-# Compiled in a fifth of the time.
-FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 LOSSES = ("clean_loss", "other_loss", "mix_loss")
-
-
-def quick(function):
-    return jax.jit(function, compiler_options=FAST)
 
 
 def batch(length=9):
@@ -84,7 +78,7 @@ def compiled(task):
     """(trained steps, key, batch) -> metrics, trained steps after."""
     graph, state = nnx.split(network())
 
-    @quick
+    @jax.jit
     def run(steps, key, batch):
         module = nnx.merge(graph, state, copy=True)
         module.trained_steps[...] = steps
@@ -108,7 +102,7 @@ def paddings(*lengths, width=6):
     return np.asarray(np.arange(width) >= np.array(lengths)[:, None], np.float32)
 
 
-@quick
+@jax.jit
 def cross(mask, first, second, probs):
     """The sources, and the shares of labels and of what is read."""
     crossed = cross_sources(mask, first, second)
@@ -120,8 +114,8 @@ def cross(mask, first, second, probs):
 
 
 def test_so_many_positions_are_drawn_and_any_of_them():
-    draw = quick(draw_positions)
-    allowed = quick(inner_positions)(paddings(6, 4, 1, 0))
+    draw = jax.jit(draw_positions)
+    allowed = jax.jit(inner_positions)(paddings(6, 4, 1, 0))
     np.testing.assert_array_equal(allowed.sum(axis=1), [5, 3, 0, 0])
     for ratio, counts in ((0.0, [0, 0]), (0.1, [1, 1]), (0.5, [2, 1]), (1.0, [5, 3])):
         drawn = np.asarray(draw(jax.random.key(1), allowed, np.full(4, ratio, np.float32)))
@@ -132,7 +126,7 @@ def test_so_many_positions_are_drawn_and_any_of_them():
     np.testing.assert_allclose(many[1::2].mean(axis=0), [1 / 3] * 3 + [0] * 3, atol=0.05)
 
 
-SHUFFLE = quick(shuffle_words)
+SHUFFLE = jax.jit(shuffle_words)
 
 
 @pytest.mark.parametrize("distance", [1, 2, 3])
@@ -163,7 +157,7 @@ def test_half_of_the_ids_are_masked_whatever_their_order():
     ids = np.tile(np.arange(10, 22, dtype=np.int32), (3, 1))
     pads = paddings(12, 7, 2, width=12)
     settings = {"starts_V": np.ones(30, bool), "mask_id": 5}
-    noise = quick(functools.partial(corrupt, **settings, distance=3, mask_ratio=0.5))
+    noise = jax.jit(functools.partial(corrupt, **settings, distance=3, mask_ratio=0.5))
     found = np.asarray(noise(jax.random.key(0), ids, pads))
     np.testing.assert_array_equal((found == 5).sum(axis=1), [5, 3, 1])
     for row, length in enumerate((12, 7, 2)):
@@ -173,7 +167,7 @@ def test_half_of_the_ids_are_masked_whatever_their_order():
         assert len(kept) == length - (found[row] == 5).sum()
     np.testing.assert_array_equal(found, noise(jax.random.key(0), ids, pads))
     assert (found != noise(jax.random.key(1), ids, pads)).any()
-    none = quick(functools.partial(corrupt, **settings, distance=0, mask_ratio=0.0))
+    none = jax.jit(functools.partial(corrupt, **settings, distance=0, mask_ratio=0.0))
     np.testing.assert_array_equal(none(jax.random.key(0), ids, pads), ids)
 
 
@@ -221,7 +215,7 @@ def test_who_has_no_word_in_the_child_has_no_target_in_it():
             np.testing.assert_array_equal(shares[rest], np.zeros((2, 6)))
 
 
-SHARPEN = quick(sharpen)
+SHARPEN = jax.jit(sharpen)
 
 
 def test_attention_is_sharpened():
@@ -253,7 +247,7 @@ def test_the_pairs_have_the_loss_of_translation_and_padding_rows_do_not_count():
     given = batch()
     plain = Translation(model=MODEL, source_tokenizer=TOKENIZER, target_tokenizer=TOKENIZER)
     graph, state = nnx.split(network())
-    evaluate = quick(lambda batch: [task.eval_metrics(nnx.merge(graph, state), batch) for task in (plain, TASK)])
+    evaluate = jax.jit(lambda batch: [task.eval_metrics(nnx.merge(graph, state), batch) for task in (plain, TASK)])
     expected, own = evaluate(given)
     found = losses(TASK)
     for name, (value, weight) in expected.items():
@@ -269,7 +263,7 @@ def test_labels_become_what_the_model_predicts():
     given = batch()
     graph, state = nnx.split(network())
 
-    @quick
+    @jax.jit
     def entropy(given):
         net = nnx.merge(graph, state)
         log_probs = jax.nn.log_softmax(net.softmax(net(given).features))
@@ -297,7 +291,7 @@ def test_gradients_of_crossings_reach_the_words_of_both_parents():
     def loss(params, key):
         return task.loss(nnx.merge(graph, params, rest, copy=True), given, key)[0]
 
-    find = quick(jax.grad(loss))
+    find = jax.jit(jax.grad(loss))
     grads, again, another = (find(params, jax.random.key(seed)) for seed in (0, 0, 1))
     source, target = (
         np.abs(grads[side]["table"][...]).max(axis=1) for side in ("source_embedding", "target_embedding")
@@ -317,7 +311,7 @@ def test_gradients_of_crossings_reach_the_words_of_both_parents():
 def test_it_decodes():
     graph, state = nnx.split(network())
     inputs = TASK.encode_lines(["abc", "lkj"])
-    decode = quick(lambda batch: TASK.decode(nnx.merge(graph, state), batch))
+    decode = jax.jit(lambda batch: TASK.decode(nnx.merge(graph, state), batch))
     decoded = jax.device_get(decode(inputs))
     outputs, metrics = TASK.postprocess(decoded, inputs)
     assert [output["source"] for _, output in outputs] == ["abc", "lkj"]
@@ -407,7 +401,7 @@ def test_three_losses_fall_on_real_text(test_data, tmp_path):
         train=Train(batch_size=16, max_steps=60),
     )
     state = init_state(experiment, given)
-    step = quick(make_train_step(experiment))
+    step = jax.jit(make_train_step(experiment))
     found = []
     for _ in range(3):
         state = state._replace(totals=zeros_like_metrics(state.totals))

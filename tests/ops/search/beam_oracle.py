@@ -11,9 +11,6 @@ import pytest
 from raylingvo.ops import _native
 from raylingvo.ops.search.beam_search_state import BeamSearchState
 
-# Options of the compiler for searches: compiling one takes longer than running it here.
-FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-
 
 def implementations() -> list[Any]:
     """For parametrize: both of them; cpp is skipped where it is not there."""

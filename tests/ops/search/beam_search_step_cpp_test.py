@@ -17,9 +17,6 @@ from raylingvo.ops.search.top_k_hyps import top_k_hyps
 
 pytestmark = pytest.mark.skipif(bool(_native.why_unavailable()), reason=f"no C++ ops: {_native.why_unavailable()}")
 
-# Compiling takes longer than running here.
-FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-
 # (b, k, V, T, S): one beam's rows in parts, by several threads; rows of several beams; rows of blocks; beams by several
 # threads; tiny ones.
 ROWS = (3, 4, 17_000, 2, 2)
@@ -57,7 +54,7 @@ def searcher(implementation, k, attributes):
     def search(state, *rows):
         return lax.scan(one_step, state, (jnp.arange(len(rows[0])), *rows))[0]
 
-    return jax.jit(search, compiler_options=FAST)
+    return jax.jit(search)
 
 
 def inputs(seed, sizes, dtype=jnp.float32, levels=0, holes=0.0):

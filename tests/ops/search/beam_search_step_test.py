@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from ops.search import beam_oracle
-from ops.search.beam_oracle import FAST
 
 from raylingvo.ops.search.beam_search_state import BeamSearchState
 from raylingvo.ops.search.beam_search_step import beam_search_step
@@ -36,14 +35,14 @@ def searcher(implementation, **attributes):
     def search(state, log_probs, atten_probs, is_last_chunk):
         return lax.scan(one_step, state, (jnp.arange(len(log_probs)), log_probs, atten_probs, is_last_chunk))
 
-    return jax.jit(search, compiler_options=FAST)
+    return jax.jit(search)
 
 
 @functools.cache
 def stepper(implementation, **attributes):
     """`beam_search_step` inside jit."""
     step = functools.partial(beam_search_step, implementation=implementation, **attributes)
-    return jax.jit(step, compiler_options=FAST)
+    return jax.jit(step)
 
 
 def check_states(got, want, atol=1e-5):
@@ -280,7 +279,7 @@ def test_the_whole_search_in_one_loop(implementation):
     b, k, V, T = 2, 3, 7, 6
     table_VxV = np.random.default_rng(4).normal(size=(V, V)).astype(np.float32)
 
-    @functools.partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     def search():
         def one_step(carry):
             t, ids, state = carry
@@ -314,7 +313,7 @@ def test_the_whole_search_in_one_loop(implementation):
 def test_xla_does_not_sort_the_vocabulary():
     state, log_probs = BeamSearchState.create(1, 2, 3, 0), np.zeros((2, 1000), np.float32)
     step = functools.partial(beam_search_step, eos_id=2, num_hyps_per_beam=2, implementation="xla")
-    program = jax.jit(step, compiler_options=FAST).lower(log_probs, np.zeros((2, 0), np.float32), state, 1).compile()
+    program = jax.jit(step).lower(log_probs, np.zeros((2, 0), np.float32), state, 1).compile()
     sorts = [line for line in program.as_text().splitlines() if " sort(" in line]
     assert sorts and not any("1000" in line for line in sorts)
 

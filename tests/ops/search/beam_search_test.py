@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops.search.beam_oracle import FAST
 
 from raylingvo.ops import _native
 from raylingvo.ops.search._top_k_logits import top_k_by_blocks
@@ -83,7 +82,7 @@ class Decoder(NamedTuple):
         def search(tables, atten):
             return self._replace(tables=tables, atten=atten).search(k, max_steps, **kwargs)
 
-        return jax.jit(search, compiler_options=FAST)(self.tables, self.atten)
+        return jax.jit(search)(self.tables, self.atten)
 
     def along(self, beam, ids):
         """Scores and attention of each token of a hyp, fed one after the other."""
@@ -92,7 +91,7 @@ class Decoder(NamedTuple):
         return np.asarray(self.tables)[beam, rows, ids], np.asarray(self.atten)[beam, rows]
 
 
-@functools.partial(jax.jit, static_argnames=("k", "max_steps", "options", "coef"), compiler_options=FAST)
+@functools.partial(jax.jit, static_argnames=("k", "max_steps", "options", "coef"))
 def search(tables, atten, k, max_steps, options, frames=None, coef=(1, 3, 5), **arrays):
     """Compiled once for all decoders of a shape."""
     options = dict(options)
@@ -193,7 +192,7 @@ def test_equals_the_ops_called_one_by_one(implementation, attributes):
     ranking = {name: value for name, value in attributes.items() if name in RANKING}
     step = functools.partial(beam_search_step, eos_id=EOS, num_hyps_per_beam=k, implementation=implementation, **rules)
     rank = functools.partial(top_k_hyps, k=k, compat=compat, implementation=implementation, **ranking)
-    step, rank = (jax.jit(function, compiler_options=FAST) for function in (step, rank))
+    step, rank = (jax.jit(function) for function in (step, rank))
     for seed in range(4):
         decoder = Decoder.random(seed, b=b, frames=frames, eoc_id=eoc_id)
         attributes_ = options(implementation=implementation, **attributes)
@@ -319,7 +318,7 @@ def test_a_logit_that_is_no_number_is_never_chosen_and_harms_no_other(implementa
     np.testing.assert_allclose(found.scores, expected.scores, atol=2e-5)
 
 
-blocks_top_k = jax.jit(top_k_by_blocks, static_argnums=1, compiler_options=FAST)
+blocks_top_k = jax.jit(top_k_by_blocks, static_argnums=1)
 
 
 @pytest.mark.parametrize(("num_rows", "V", "k"), [(3, 2048, 5), (2, 5000, 9), (4, 300, 7)])
@@ -427,7 +426,7 @@ def test_a_cache_by_index_is_a_cache_by_copy():
     found = []
     for step_fn, cache, axes in ((by_copy, copied, 0), (by_take, indexed, None), (by_mask, indexed, (None, 0))):
         whole = functools.partial(beam_search, step_fn, start_ids=jnp.arange(N), cache_axes=axes, **rules)
-        found.append(jax.jit(whole, compiler_options=FAST)(cache))
+        found.append(jax.jit(whole)(cache))
     assert found[0].lens.min() > 0
     for other in found[1:]:
         np.testing.assert_array_equal(other.ids, found[0].ids)
