@@ -3,16 +3,16 @@
 One run, with an Evaler and a Ray of its own. Metrics are switched on and off in turns of a few seconds. Meanwhile
 Trainer and Evaler export them and this process scrapes them as Prometheus would, or nobody does. All that it costs
 comes again with each export, report and scrape, so these are ten times as often as by default: a cost that others on
-the machine would hide can be measured, and by default it is a tenth. (The SnapshotStore's go on; they are not on the
-path of a step.) Two turns, one of each, are a pair, and the order changes from pair to pair. The rate of a turn is that
-between its first and its last report.
+the machine would hide can be measured, and by default it is a tenth, if it is proportional. (The SnapshotStore's go on;
+they are not on the path of a step. So do Ray's own, in both kinds of turns.) Two turns, one of each, are a pair, and
+the order changes from pair to pair. The rate of a turn is that between its first and its last report.
 
-`cost_often` is 1 - the median over the pairs of (rate with / rate without), and `error_often` its standard error: what
-else runs on the machine is in it. `cost` and `error` are what follows for a run by default. Goal: cost < 0.01, by more
-than the error. `cpu_cost_often` compares the processor time of the Trainer's process for a step, over all turns, which
-others disturb less. Exporting all gauges of a role once, which happens every few seconds (`metrics.SECONDS`), takes
-`export_microseconds`: as a share of one core that is `export_share`. At its start a run counts the FLOPs of a train
-step, which takes `flops_milliseconds` here. Prints one JSON line.
+`cost_at_10x` is 1 - the median over the pairs of (rate with / rate without), and `error_at_10x` its standard error:
+what else runs on the machine is in it. `cost` and `error` are what follows for a run by default. Goal: cost < 0.01, by
+more than the error. `cpu_cost_at_10x` compares the processor time of the Trainer's process for a step, over all turns,
+which others disturb less. Exporting all gauges of a role once, which happens every few seconds (`metrics.SECONDS`),
+takes `export_microseconds`: as a share of one core that is `export_share`. At its start a run counts the FLOPs of a
+train step, which takes `flops_milliseconds` here. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -192,9 +192,9 @@ def main() -> None:
         cost=cost / TIMES_AS_OFTEN,
         error=error / TIMES_AS_OFTEN,
         goal=0.01,
-        cost_often=cost,
-        error_often=error,
-        cpu_cost_often=1 - cpu[False] / cpu[True],
+        cost_at_10x=cost,
+        error_at_10x=error,
+        cpu_cost_at_10x=1 - cpu[False] / cpu[True],
         pairs=len(ratios),
         steps_per_second_without=statistics.median(turns.rates[False]),
         export_microseconds=1e6 * turns.export_seconds,

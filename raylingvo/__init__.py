@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Experiment", "RequestError", "get", "override", "register", "run", "sweep"]
 
-# Resolved on first use, so that `import raylingvo` imports neither JAX, Ray nor TensorFlow.
+# Resolved on first use, so that `import raylingvo` imports neither JAX nor Ray.
 _HOMES = {
     "Experiment": "raylingvo.experiment",
     "RequestError": "raylingvo.errors",

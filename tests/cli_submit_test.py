@@ -411,10 +411,14 @@ class Starting(Taking):
 
 
 def test_a_head_that_is_still_starting_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def submitted(client: Any) -> str:
-        return jobs.Connection(client, HERE).submit(["list"], tmp_path, (), {})
+    said: list[str] = []
 
+    def submitted(client: Any) -> str:
+        return jobs.Connection(client, HERE).submit(["list"], tmp_path, (), {}, said.append)
+
+    monkeypatch.setattr(jobs, "_POLL_SECONDS", 0.0)
     assert submitted(Starting(2)) == "job-1"
+    assert said == ["the head does not take jobs yet; asking again, for 120 s"]
     monkeypatch.setattr(jobs, "_AGENT_SECONDS", -1.0)
     with pytest.raises(RequestError, match=r"the job was refused: .*No available agent"):
         submitted(Starting(1))
@@ -424,7 +428,7 @@ def test_the_job_is_told_the_commit_that_the_folder_is_of(tmp_path: Path, monkey
     taking: Any = Taking()
 
     def variables(**environment: str) -> dict[str, str]:
-        jobs.Connection(taking, HERE).submit(["list"], tmp_path, (), environment)
+        jobs.Connection(taking, HERE).submit(["list"], tmp_path, (), environment, pytest.fail)
         return taking.job["runtime_env"]["env_vars"]
 
     waits = {"RAY_JOB_STOP_WAIT_TIME_S": "300"}
@@ -445,7 +449,7 @@ def test_a_job_is_sent_without_what_computes(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from raylingvo.actors import submit\n"
         "taking = types.SimpleNamespace(submit_job=lambda **job: 'job-1')\n"
-        "submit.Connection(taking, submit.Place(None, 'a:1')).submit(['list'], Path(sys.argv[1]), (), {})\n"
+        "submit.Connection(taking, submit.Place(None, 'a:1')).submit(['list'], Path(sys.argv[1]), (), {}, print)\n"
         "print('loaded:', *({'jax', 'flax', 'optax', 'grain', 'tensorflow'} & sys.modules.keys()))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -18,17 +18,22 @@ import pytest
 if TYPE_CHECKING:
     from gates import Gate
 
-# JAX reads these when it is imported, in this process and in those that tests start. Most of the time of small programs
-# is the compiler's: half of it without optimising and fusing what is then run once. `.ci/run` trains with all of that.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# JAX reads these when it is imported, in this process and in those that tests start, which with pytest-xdist all do.
+_is_first = "PYTEST_XDIST_WORKER" not in os.environ
+# Most of the time of a small program is the compiler's, and half of that is for what the few runs of it do not need.
+# Trainings that take minutes do: `-m slow` compiles as users do, and so does the main job of `.ci/run`.
+if _is_first and not any("slow" in argument for argument in sys.argv):
+    _quickly = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_quickly}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-# Most tests of the roles compile the same few programs: 4 s each time on a busy core, 0.1 s from a cache. The processes
-# of pytest-xdist inherit that of the one that has started them, and the tests with sanitizers that of all tests.
+# Most tests of the roles compile the same few programs: seconds each time on a busy core, 0.1 s from a cache. The tests
+# with sanitizers use that of all tests, which RAYLINGVO_TEST_COMPILED names.
 _compiled = None
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _compiled = tempfile.TemporaryDirectory(prefix="raylingvo-compiled-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+if _is_first:
+    if not (_kept := os.environ.get("RAYLINGVO_TEST_COMPILED")):
+        _compiled = tempfile.TemporaryDirectory(prefix="raylingvo-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _kept or _compiled.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Ray would start a process for each CPU beforehand. Roles in the Ray of a test take none of them, as they ask for
@@ -77,19 +82,23 @@ def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 
 @pytest.fixture
-def tensorflows(request: pytest.FixtureRequest) -> Callable[..., dict[str, np.ndarray]]:
-    """tensorflows(file name, compute): compute(tensorflow), arrays by name, as tests/golden has them recorded.
+def recorded_tensorflow(request: pytest.FixtureRequest) -> Callable[..., dict[str, np.ndarray]]:
+    """recorded_tensorflow(file name, compute): compute(tensorflow), arrays by name, as tests/golden has recorded them.
 
-    --update-golden computes and records them again, which takes `pip install -e '.[tensorflow]'`.
+    --update-golden computes and records them again, with the inputs, which takes `pip install -e '.[tensorflow]'`.
     """
 
     def recorded(name: str, compute: Callable[[Any], dict[str, Any]]) -> dict[str, np.ndarray]:
         path = GOLDEN / "tensorflow" / name
         if request.config.getoption("--update-golden"):
-            arrays = {key: np.asarray(array) for key, array in compute(pytest.importorskip("tensorflow")).items()}
+            tensorflow = pytest.importorskip("tensorflow")
+            arrays = {key: np.asarray(array) for key, array in compute(tensorflow).items()}
             lines = {key: {"dtype": str(array.dtype), "values": array.tolist()} for key, array in arrays.items()}
-            path.write_text("{\n" + ",\n".join(f'"{key}": {json.dumps(line)}' for key, line in lines.items()) + "\n}\n")
-        return {key: np.array(line["values"], line["dtype"]) for key, line in json.loads(path.read_text()).items()}
+            whole = {"tensorflow": tensorflow.__version__, **lines}
+            path.write_text("{\n" + ",\n".join(f'"{key}": {json.dumps(line)}' for key, line in whole.items()) + "\n}\n")
+        assert path.exists(), f"{path} does not exist; run pytest --update-golden with TensorFlow"
+        whole = json.loads(path.read_text())
+        return {key: np.array(line["values"], line["dtype"]) for key, line in whole.items() if key != "tensorflow"}
 
     return recorded
 

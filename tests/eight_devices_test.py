@@ -14,7 +14,7 @@ def test_all_tests_for_eight_devices_pass() -> None:
     files = sorted(path for path in FOLDER.glob("*.py") if path.name != "conftest.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *files],
-        env=os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"},
+        env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"},
         cwd=FOLDER.parents[1],
         capture_output=True,
         text=True,

@@ -81,8 +81,9 @@ def exported(run: str, current: Callable[[], Iterable[Sample]]) -> Iterator[None
 class Sometimes:
     """Whether it is time again, for one that is asked more often than something is to be done."""
 
-    def __init__(self, seconds: float = SECONDS):
-        self._seconds = seconds
+    def __init__(self, seconds: float | None = None):
+        """seconds: None for those between two exports."""
+        self._seconds = SECONDS if seconds is None else seconds
         self._next = -float("inf")
 
     def __call__(self) -> bool:

@@ -131,17 +131,23 @@ class Connection:
         self._place = place
 
     def submit(
-        self, arguments: Sequence[str], directory: Path, excludes: Sequence[str], environment: Mapping[str, str]
+        self,
+        arguments: Sequence[str],
+        directory: Path,
+        excludes: Sequence[str],
+        environment: Mapping[str, str],
+        say: Callable[[str], Any],
     ) -> str:
         """Starts `python -m raylingvo ARGUMENTS` in a copy of `directory`, on the head; returns the job's id.
 
+        say: is told if a head that has just started does not take jobs yet, which is waited for.
         Raises RequestError if the folder is too large, or the cluster refuses the job.
         """
         patterns = working_dir.excludes_for(directory, excludes)
         working_dir.check_size(directory, patterns)
         sha = git_sha(directory)  # of the .git that Ray leaves behind
         variables = {**_ENVIRONMENT, **({GIT_SHA: sha} if sha else {}), **environment}
-        end = time.monotonic() + _AGENT_SECONDS
+        end, waits = time.monotonic() + _AGENT_SECONDS, False
         while True:
             try:
                 return self._client.submit_job(
@@ -153,9 +159,14 @@ class Connection:
                     },
                 )
             except (RuntimeError, ValueError, OSError) as error:
-                # A head that has just started, or is busy: it has waited 10 s for its agent, and taken nothing.
+                # A head that has just started, or is busy: it has waited 10 s for its agent (Ray 2.60). It says the
+                # same if the agent has not answered for 300 s, and might have begun: by then we have given up.
                 if _NO_AGENT not in str(error) or time.monotonic() > end:
                     raise RequestError(f"{self._place.option}: the job was refused: {_line(error)}") from error
+            if not waits:
+                say(f"the head does not take jobs yet; asking again, for {_AGENT_SECONDS:.0f} s")
+            waits = True
+            time.sleep(_POLL_SECONDS)
 
     def follow(self, job: str, write: Callable[[str], Any]) -> Ended:
         """Gives `write` what the job has written and writes, until it is over.
@@ -237,11 +248,12 @@ def submit(
     """Starts a job as `Connection.submit` does, or takes up an earlier one, and follows it until it is over.
 
     job: the earlier one, instead of a new one. detach: do not follow it. write: is given what the job writes.
-    say: is told once that the job is followed. Ctrl-C, SIGTERM and SIGHUP leave the job to the cluster.
+    say: is told that the job is followed, and what is waited for before.
+    Ctrl-C, SIGTERM and SIGHUP leave the job to the cluster.
     Raises RequestError as `connected` and `Connection` do, and BrokenPipeError if `write` does: nobody reads any more.
     """
     with _ended_in_order(), connected(place) as connection:
-        job = job or connection.submit(arguments, directory, excludes, environment)
+        job = job or connection.submit(arguments, directory, excludes, environment, say)
         if detach:
             return Outcome(job, "running", None)
         say(f"job {job}; Ctrl-C leaves it to the cluster")

@@ -35,6 +35,7 @@ def test_nothing_to_order_is_refused():
 @SMALL
 @given(st.lists(st.floats(1e-7, 100), min_size=1, max_size=5), st.integers(0, 2**32), st.integers(1, 2))
 def test_the_shares_of_a_mixture_are_exact_after_every_block(weights, seed, blocks):
+    # As many as are drawn at most: an epoch takes as long as a thousand draws.
     orders = [Shuffled(np.full(20_000, s), seed) for s in range(len(weights))]
     drawn = Mixed(orders, weights, seed).at(np.arange(blocks * 10_000))
     number = np.bincount(drawn, minlength=len(weights))

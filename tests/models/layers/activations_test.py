@@ -9,13 +9,13 @@ from raylingvo.models.layers.activations import activation
 X = np.linspace(-8, 8, 33, dtype=np.float32)
 
 
-def test_they_are_tensorflows(tensorflows):
+def test_they_are_tensorflows(recorded_tensorflow):
     def compute(tf):
         oracle = {name: getattr(tf.nn, name) for name in ("relu", "relu6", "leaky_relu", "gelu", "silu", "softplus")}
         oracle |= {"sigmoid": tf.sigmoid, "tanh": tf.tanh, "gelu_tanh": lambda x: tf.nn.gelu(x, approximate=True)}
         return {"x": X} | {name: function(X) for name, function in oracle.items()}
 
-    expected = tensorflows("activations.json", compute)
+    expected = recorded_tensorflow("activations.json", compute)
     x = jnp.asarray(expected.pop("x"))
     assert len(expected) == 9
     for name, values in expected.items():

@@ -274,7 +274,7 @@ def test_eight_devices_are_one():
         print("equal")
     """
     flags = {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     done = subprocess.run(
