@@ -482,7 +482,7 @@ class Cluster:
         self.taken: list[tuple[Any, ...]] = []
 
     def submit(self, *job: Any) -> str:
-        self.taken.append(job)
+        self.taken.append(job[:-1])  # without whom to tell
         return "job-1"
 
     def follow(self, job: str, write: Callable[[str], Any]) -> jobs.Ended:
