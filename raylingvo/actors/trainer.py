@@ -173,7 +173,8 @@ class Trainer:
                 if previous is not None:
                     self._agreed = previous.agreed()
                 previous = None if rolled_back else outcome
-                if self._step % self._settings.report_every_steps == 0:
+                # At the end too: whether the last checkpoint is of this step or of `_finish`, it has the same totals.
+                if self._step % self._settings.report_every_steps == 0 or self._step == self._settings.max_steps:
                     self._report()
                 if self._decided.checkpoint or self._snapshot_due(self._step):
                     self._publish()

@@ -116,6 +116,17 @@ def test_the_end_of_a_run_that_will_not_resume_is_reported(tmp_path):
     assert checkpoints.steps(tmp_path) == [6]
 
 
+@pytest.mark.parametrize("every_steps", [5, None], ids=["like the others", "at the end"])
+def test_the_last_checkpoint_is_of_after_the_last_report_however_it_was_written(tmp_path, every_steps):
+    policy = Checkpoints(every_steps=every_steps, every_seconds=None)
+    experiment = toy.experiment(max_steps=10, report_every_steps=7, checkpoints=policy)
+    train(experiment, tmp_path)
+    abstract = jax.eval_shape(lambda: init_state(experiment, toy.batches(1)[0]))
+    totals = checkpoints.restore(tmp_path, 10, abstract)[0].totals
+    assert [total for total in jax.tree.leaves(totals) if np.any(total)] == []
+    assert [record["step"] for record in read_metrics(tmp_path / "train")] == [7, 10]
+
+
 def test_stop_before_the_first_step(tmp_path, whole):
     trainer = trainer_on(EXPERIMENT, tmp_path)
     interrupt(trainer)
