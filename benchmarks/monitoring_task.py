@@ -11,7 +11,8 @@ from flax import nnx
 from raylingvo.actors import metrics
 from raylingvo.models.image.classifier import ImageClassification
 
-TIMES_AS_OFTEN = 10  # as by default: what follows
+# How many times as often as by default metrics are exported, reported and scraped.
+TIMES_AS_OFTEN = 10
 EXPORT_SECONDS = metrics.SECONDS / TIMES_AS_OFTEN
 REPORT_SECONDS = 10.0 / TIMES_AS_OFTEN  # of Ray's processes to its agent
 SCRAPE_SECONDS = 10.0 / TIMES_AS_OFTEN  # clusters/dashboards/prometheus.yml
