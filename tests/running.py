@@ -54,6 +54,7 @@ class Events(Screen):
         self._changed = threading.Condition()
 
     def event(self, text: str) -> None:
+        print(text)  # for who reads of a test that has failed
         with self._changed:
             self.events.append(text)
             self._changed.notify_all()

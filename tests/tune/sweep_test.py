@@ -142,37 +142,39 @@ def test_another_sweep_is_refused_there(swept: SweepResult) -> None:
         sweep(swept.logdir)
 
 
+@pytest.mark.parametrize("at_once", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_after_ctrl_c_all_goes_on_where_it_was(
-    cluster: None, tmp_path: Path, new_gate: Callable[[str], gates.Gate]
+    cluster: None, tmp_path: Path, new_gate: Callable[[str], gates.Gate], at_once: int
 ) -> None:
     gate, board = new_gate("gate"), Watcher()
+    options = {"samples": at_once + 1, "concurrency": at_once}
     # So many that they are not over when the trials hear of it, after the gate is open.
     exp = experiment(max_steps=3000, report_every_steps=1000, snapshots=Snapshots(every_steps=1000))
     exp = gated(exp, "train", gate, at_call=8)
 
     def interrupt() -> None:
-        gate.wait()
-        gate.wait()  # both trials that run are in the middle
+        for _ in range(at_once):
+            gate.wait()  # all trials that run are in the middle
         os.kill(os.getpid(), signal.SIGINT)
         board.wait_for_event("stopping: SIGINT")
         gate.open()
-        gate.let_through()
+        for _ in range(at_once - 1):
+            gate.let_through()
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    first = sweep(tmp_path / "sweep", exp, board)
+    first = sweep(tmp_path / "sweep", exp, board, **options)
     thread.join()
     assert first.status == "interrupted"
     begun = [trial for trial in first.sweep.trials if trial.status != "pending"]
-    assert [trial.status for trial in begun] == ["interrupted", "interrupted"]
+    assert [trial.status for trial in begun] == ["interrupted"] * at_once
     steps = [trial.step for trial in begun]
     assert all(step < 3000 for step in steps)
     _, alive = psutil.wait_procs(processes(kind="TrainerActor"), SECONDS)
     assert not alive
 
-    board = Watcher()
-    last = sweep(tmp_path / "sweep", exp, board)
-    assert [trial.status for trial in last.sweep.trials] == ["finished"] * 3
+    last = sweep(tmp_path / "sweep", exp, **options)
+    assert [trial.status for trial in last.sweep.trials] == ["finished"] * (at_once + 1)
     for number, step in enumerate(steps):
         # A trial may have been interrupted before its first step: data are read ahead.
         assert (
