@@ -17,7 +17,7 @@ from line_task import write_run
 import raylingvo
 
 # Far more than anything here takes; who waited for the end of the input would wait for ever.
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 LINES = ["3 4", "", "5 6 7", "11"]
 KEEP = "train.checkpoints.keep_last says how many a run keeps"
 

@@ -34,7 +34,7 @@ from raylingvo.cli_submit import joining
 from raylingvo.errors import RequestError
 
 ROOT = Path(raylingvo.__file__).parents[1]
-SECONDS = 120
+SECONDS = 300
 RUN = ("--", "run", "image.digits.LeNet5", "--logdir", "/runs/a")
 
 

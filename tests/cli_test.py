@@ -24,7 +24,7 @@ SETTINGS = (
     *("--set", "train.snapshots.every_steps=10", "--set", "train.checkpoints.every_steps=10"),
     *("--set", "train.checkpoints.best={metric: test/accuracy, mode: max}"),
 )
-SECONDS = 240  # far more than any command here takes
+SECONDS = 500  # far more than any command here takes
 
 
 @pytest.fixture

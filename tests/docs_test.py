@@ -46,7 +46,7 @@ DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in _DOCS))
 OF_CLUSTERS = ROOT / "docs/clusters.md"  # on one, by tests/clusters/head_test.py
 ONE_PROGRAM = ROOT / "docs/ops.md"  # whose blocks are run together, by the last test
 RUN, SHOWN = {"console", "python"}, {"text"}
-SECONDS = 240  # far more than any block takes
+SECONDS = 500  # far more than any block takes
 # The one difference to what a reader of the tutorial types: so few steps that there is time for them here. The
 # first and the last have a checkpoint; the second only if the first one's is already written.
 TUTORIAL_STEPS = "train.max_steps=10000"

@@ -18,6 +18,6 @@ def test_all_tests_for_eight_devices_pass() -> None:
         cwd=FOLDER.parents[1],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

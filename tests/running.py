@@ -21,7 +21,7 @@ from raylingvo.monitor.metrics_log import read_metrics
 from raylingvo.training import checkpoints
 from raylingvo.training.state import init_state
 
-SECONDS = 120  # nothing here takes so long unless it hangs
+SECONDS = 300  # nothing here takes so long unless it hangs
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from raylingvo.actors.store_actor import StoreActor
 from raylingvo.experiment import RoleResources
 from raylingvo.monitor.exported import BY_NAME, Sample
 
-SECONDS = 60
+SECONDS = 200
 
 
 class Recorder:

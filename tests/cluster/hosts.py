@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-SECONDS = 120  # no command takes so long unless it hangs
+SECONDS = 300  # no command takes so long unless it hangs
 SHARED = Path("/mnt/raylingvo")  # the folder that all hosts of a bed share, as they see it
 
 _NETWORK = "192.0.2.{}"  # of the addresses for documentation: nobody's

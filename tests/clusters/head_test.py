@@ -29,7 +29,7 @@ from raylingvo.actors import working_dir
 ROOT = Path(raylingvo.__file__).parents[1]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "clusters.md"
 SHOWN_URL = "http://127.0.0.1:8265"
-SECONDS = 120
+SECONDS = 300
 
 
 class Block(NamedTuple):

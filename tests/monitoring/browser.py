@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-SECONDS = 60
+SECONDS = 200
 CHROMIUM = shutil.which("chromium")
 
 

@@ -137,7 +137,7 @@ def hosts() -> Iterator[list[dict[str, Any]]]:
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([*command, str(i), str(port)], env=environment, **pipes) for i in range(2)]
     try:
-        ends = [process.communicate(timeout=200) for process in processes]
+        ends = [process.communicate(timeout=500) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -282,6 +282,6 @@ def test_eight_devices_are_one():
         env=os.environ | flags,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
     )
     assert done.stdout.strip() == "equal", done.stderr
