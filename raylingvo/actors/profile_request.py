@@ -31,10 +31,8 @@ def profile(name: str, steps: int, address: str | None) -> dict[str, Any]:
     Raises RequestError if there is no such run, it does not train, or its Ray is not to be reached from here.
     """
     home = home_of(name)
-    if home is not None and (status := home.info.get("status")) != "running":
-        if not isinstance(status, str):
-            raise _damaged(home, f"status is to be a word (got {status!r})")
-        raise RequestError(f"run {home.id} is over ({status}): {_NO_STEPS}")
+    if home is not None and home.info["status"] != "running":
+        raise RequestError(f"run {home.id} is over ({home.info['status']}): {_NO_STEPS}")
     with joined(address) if home is None or address is not None else _ray_of(home):
         trainers = _trainers()
         run = chosen(name, sorted({*trainers, *driver_ids()})) if home is None else home.id

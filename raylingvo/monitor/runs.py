@@ -37,7 +37,7 @@ class Run:
 
     @property
     def id(self) -> str:
-        return str(self.info.get("id", self.logdir.name))
+        return str(self.info["id"])
 
     @functools.cached_property
     def config(self) -> Any:
@@ -62,9 +62,12 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     try:
         info, source = _read_json(logdir / "run.json")
         text = config.read_text(encoding="utf-8") if config.exists() else ""
-        if not isinstance(info, dict):
-            raise ValueError(f"run.json holds no object (got {info!r})")
-        if info.get("status") == "running" and _has_died(info):
+        match info:
+            case {"id": str(), "status": str(status)}:
+                pass
+            case _:
+                raise ValueError("run.json is damaged: it is not an object with an id and a status, both text")
+        if status == "running" and _has_died(info):
             info["status"] = "died"
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RequestError(f"LOGDIR {logdir} is not a logdir: it has no run.json") from error
@@ -233,7 +236,7 @@ def _row(run: Run) -> dict[str, Any]:
     return {
         "run": run.id,
         "experiment": run.info.get("experiment"),
-        "status": run.info.get("status"),
+        "status": run.info["status"],
         "step": max(steps, default=None),
         "started": started,
         "seconds": None if started is None or ended is None else ended - started,

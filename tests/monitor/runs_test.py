@@ -41,7 +41,7 @@ def test_loading_what_is_no_logdir_is_refused(tmp_path, name):
         load_run(tmp_path / name)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "\ufffd"])
+@pytest.mark.parametrize("content", ["{", "[]", "\ufffd", '{"id": "x"}', '{"id": 1, "status": "running"}'])
 def test_a_damaged_run_json_is_refused_in_one_line(make_logdir, content):
     logdir = make_logdir("a")
     (logdir / "run.json").write_text(content)
