@@ -11,15 +11,23 @@ from pathlib import Path
 import gates
 import psutil
 import pytest
+import toy_run
 from running import SECONDS, assert_same_end
-from toy_run import experiment, read_until, started
+from toy_run import read_until, started
 from undisturbed import undisturbed
 
 from raylingvo.actors.run import noted_signals
+from raylingvo.experiment import Experiment, Snapshots
 from raylingvo.monitor.runs import load_run
 from raylingvo.training import checkpoints
 
 pytestmark = pytest.mark.ray
+
+STEPS = 3000  # so many that they are not over when the Trainer hears that it is to stop, after the gate is open
+
+
+def experiment(gate: Path | None = None) -> Experiment:
+    return toy_run.experiment(gate, max_steps=STEPS, report_every_steps=500, snapshots=Snapshots(every_steps=1000))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +51,7 @@ def test_however_it_ends_the_same_command_ends_as_if_nothing_had_been(
             out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0
     assert f"goes on from step {step}" in err
-    assert json.loads(out.splitlines()[-1])["step"] == 60
+    assert json.loads(out.splitlines()[-1])["step"] == STEPS
     assert load_run(tmp_path / "run").info["status"] == "finished"
     assert_same_end(experiment(), tmp_path / "run", whole)
 
@@ -86,7 +94,7 @@ def sigterm_stops_cleanly(folder: Path, gate: gates.Gate) -> int:
     assert process.returncode == 130
     result = json.loads(out.splitlines()[-1])
     assert (result["status"], result["stop_reason"]) == ("interrupted", "SIGTERM")
-    assert 0 < result["step"] < 60
+    assert 0 < result["step"] < STEPS
     assert checkpoints.steps(folder / "run") == [result["step"]]
     assert load_run(folder / "run").info["status"] == "interrupted"
     return result["step"]
