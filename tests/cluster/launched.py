@@ -90,8 +90,26 @@ class Launched:
         self.laptop.run("ray get-auth-token --generate")
 
     def type(self, text: str, *, check: bool = True, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
-        """A command in the laptop's project, to its end."""
-        return self.laptop.run(f"cd project; {text}", check=check, seconds=seconds)
+        """A command in the laptop's project, to its end. An error tells how the cluster stands."""
+        try:
+            return self.laptop.run(f"cd project; {text}", check=check, seconds=seconds)
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            error.add_note(self._state())
+            if isinstance(error, subprocess.TimeoutExpired):
+                error.add_note(f"it had said: {error.output}")
+            raise
+
+    def _state(self) -> str:
+        """What runs on each host, and the last lines of Ray's logs that tell of hosts that come and go."""
+        logs = [
+            *self.head.tmp.glob("ray/session_2*/logs/monitor.*"),
+            *self.head.tmp.glob("ray/session_2*/logs/gcs_server.out"),
+            *self.other.home.glob("raylingvo/ray.log"),
+        ]
+        told = [f"{host.name}: {line[:150]}" for host in (self.head, self.other) for line in host.processes()]
+        for log in logs:
+            told += [f"-- {log}", *log.read_text(errors="replace").splitlines()[-40:]]
+        return "\n".join(told)
 
     def typed(self, text: str) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
         """A command in the laptop's project, that runs meanwhile."""
